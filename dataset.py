@@ -1,0 +1,614 @@
+"""From JSONL to rows of tokens; run as a script, a lens on what is graded.
+
+    python dataset.py --show sft_512.jsonl
+
+One line of a file is one *document*: {"text": "..."} for pretraining, {"conversations": [{"role", "content"}, ...]} for SFT
+and distillation. A file is tokenized once, into a *cache* of memory-mapped arrays; documents are then packed into *rows* of
+T positions. Each position holds a token, its label (the next token of the same document), the label's weight in the loss,
+and the number of its document within the row (0 for padding), which attention uses to keep documents apart.
+
+The chat format has its only copy here. Each message is `<s>role\\ncontent</s>\\n`, a reply is opened by `<s>assistant\\n`, and
+while a conversation is written down, it is known of every token whether it is graded: nothing is searched for afterwards.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+CONTROL_TOKENS = ("<unk>", "<s>", "</s>", "<think>", "</think>", "<answer>", "</answer>")  # ids 0 to 6
+PAD, BOS, EOS = 0, 1, 2
+TAGS = {text: id for id, text in enumerate(CONTROL_TOKENS) if id > EOS}
+TAG_PATTERN = re.compile("(" + "|".join(TAGS) + ")")
+ROLES = ("system", "user", "assistant")
+DEFAULT_SYSTEM = "你是 WeakWater，一个从零训练的中文小语言模型。"
+CHAT_TEMPLATE = (
+    "{%- if messages[0]['role'] != 'system' %}{{ '<s>system\\n" + DEFAULT_SYSTEM + "</s>\\n' }}{% endif %}"
+    "{%- for message in messages %}{{ '<s>' + message['role'] + '\\n' + (message['content'] | trim) + '</s>\\n' }}{% endfor %}"
+    "{%- if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
+)
+EXPECTED = {
+    "text": 'a text under "text": {"text": "..."}',
+    "conversations": 'a list under "conversations": {"conversations": [{"role": "user", "content": "..."}, ...]}',
+}
+MADE_BY = {
+    "text": "modelscope download --dataset Harris/pretrain pretrain.jsonl --local_dir ./   (or: python quickstart.py)",
+    "conversations": "modelscope download --dataset Harris/pretrain sft_512.jsonl --local_dir ./   (or: python quickstart.py)",
+}
+
+NOT_GRADED, GRADED, TAG = 0, 1, 2  # what an error on a token costs: nothing, 1, or the weight of a reasoning tag
+ENCODER_VERSION = 1                # raise it when the same line would give other tokens or grades
+BATCH_BYTES = 2**22                # of JSONL that are tokenized together
+PACK_TOGETHER = 2**18              # pieces that are packed together
+HELD_OUT_SHARE, HELD_OUT_TOKENS = 0.01, 100_000
+
+
+# ---- tokens and the chat format ----
+
+
+def byte_alphabet():
+    """The character by which byte-level BPE spells each byte (Radford et al. 2019): printable ones spell themselves."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + number): byte for number, byte in enumerate(others)}
+
+
+BYTE_OF_CHARACTER = byte_alphabet()
+
+
+class ChatTokenizer:
+    """The byte-level BPE of a tokenizer folder, which no text can make emit a control token.
+
+    Raises FileNotFoundError where there is no tokenizer, ValueError where it is not one of ours.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        path = self.folder / "tokenizer.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} not found: run train_tokenizer.py first, or pass --tokenizer")
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            # without added tokens the text `<s>` is three characters like any others
+            self.plain = Tokenizer.from_str(json.dumps({**stored, "added_tokens": []}))
+            vocabulary = stored["model"]["vocab"]
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise ValueError(f"{path}: not a tokenizer file ({error})") from None
+        if [vocabulary.get(token) for token in CONTROL_TOKENS] != list(range(len(CONTROL_TOKENS))):
+            raise ValueError(f"{path}: expected the control tokens {' '.join(CONTROL_TOKENS)} as ids 0 to {len(CONTROL_TOKENS) - 1}")
+        self.fingerprint = hashlib.sha256(json.dumps(stored["model"], sort_keys=True).encode()).hexdigest()[:16]
+        self.spelling = {id: token for token, id in vocabulary.items()}  # a byte-level BPE spells a byte as one character
+        self.token_bytes = np.zeros(len(vocabulary), dtype=np.int64)
+        for token, id in vocabulary.items():
+            self.token_bytes[id] = 0 if token in CONTROL_TOKENS else len(token)
+
+    def __len__(self):
+        return len(self.token_bytes)
+
+    def encode(self, text):
+        """Ids of a text, none of them a control token."""
+        return self.plain.encode(text, add_special_tokens=False).ids
+
+    def encode_together(self, texts):
+        """`encode` of many texts, on all cores."""
+        return [encoding.ids for encoding in self.plain.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def bytes_of(self, id):
+        """The UTF-8 bytes of a token, which may begin or end within a character; of control tokens only tags have any."""
+        if id < len(CONTROL_TOKENS):
+            return CONTROL_TOKENS[id].encode() if id > EOS else b""
+        return bytes(BYTE_OF_CHARACTER[character] for character in self.spelling[id])
+
+    def decode(self, ids):
+        """The text of ids. Invalid UTF-8 becomes U+FFFD."""
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8", "replace")
+
+    def prompt_ids(self, messages):
+        """Ids of a conversation that the assistant is to continue, ending in `<s>assistant\\n`."""
+        return encode_records(self, [messages])[0][0] + [BOS, *self.encode("assistant\n")]
+
+    def save_pretrained(self, folder):
+        """Copy the tokenizer's files into a checkpoint's folder."""
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            source, target = self.folder / name, Path(folder) / name
+            if not target.exists() or not target.samefile(source):
+                shutil.copyfile(source, target.with_name(name + ".tmp"))
+                os.replace(target.with_name(name + ".tmp"), target)
+
+
+def render(record):
+    """A document as a list of (text or control id, grade); the text is to be encoded without control tokens.
+
+    "你好" -> [(BOS, 0), ("你好", 1), (EOS, 1)]
+    [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>Hm</think>"}] ->
+        [(BOS, 0), ("system\\n你是…", 0), (EOS, 0), ("\\n", 0), (BOS, 0), ("user\\nHi", 0), (EOS, 0), ("\\n", 0),
+         (BOS, 0), ("assistant\\n", 0), (3, 2), ("Hm", 1), (4, 2), (EOS, 1), ("\\n", 0)]
+    """
+    if isinstance(record, str):
+        return [(BOS, NOT_GRADED), (record, GRADED), (EOS, GRADED)]
+    if record[0]["role"] != "system":
+        record = [{"role": "system", "content": DEFAULT_SYSTEM}, *record]
+    parts = []
+    for message in record:
+        role, content = message["role"], message["content"].strip()
+        parts.append((BOS, NOT_GRADED))
+        if role == "assistant":
+            parts.append(("assistant\n", NOT_GRADED))
+            for piece in TAG_PATTERN.split(content):
+                parts.append((TAGS[piece], TAG) if piece in TAGS else (piece, GRADED))
+        else:
+            parts.append((f"{role}\n{content}", NOT_GRADED))
+        parts += [(EOS, GRADED if role == "assistant" else NOT_GRADED), ("\n", NOT_GRADED)]
+    return parts
+
+
+def encode_records(tokenizer, records):
+    """Documents (texts or lists of messages) -> a list of (ids, grades), two equally long lists each."""
+    rendered = [render(record) for record in records]
+    texts = sorted({part for parts in rendered for part, _ in parts if isinstance(part, str)})
+    ids_of = dict(zip(texts, tokenizer.encode_together(texts)))
+    encoded = []
+    for parts in rendered:
+        ids, grades = [], []
+        for part, grade in parts:
+            part_ids = ids_of[part] if isinstance(part, str) else [part]
+            ids += part_ids
+            grades += [grade] * len(part_ids)
+        encoded.append((ids, grades))
+    return encoded
+
+
+# ---- one line of a file ----
+
+
+def parse_line(line, kind):
+    """One line's bytes -> its text, or its list of messages. Raises ValueError: what was found, what was expected."""
+    try:
+        document = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 text, found the byte 0x{line[error.start]:02x} at column {error.start + 1}") from None
+    except RecursionError:
+        raise ValueError(f"expected {EXPECTED[kind]}, found too deeply nested lists") from None
+    except ValueError as error:
+        raise ValueError(f"expected a JSON object, found {shorten(line)} ({error})") from None
+    value = document.get(kind) if isinstance(document, dict) else None
+    if not isinstance(value, str if kind == "text" else list):
+        raise ValueError(f"expected {EXPECTED[kind]}, found {describe(document, kind)}")
+    if kind == "text":
+        check_text(value, '"text"')
+    else:
+        check_messages(value)
+    return value
+
+
+def check_messages(messages):
+    """Raises ValueError for a list that is not a conversation with a reply."""
+    if not messages:
+        raise ValueError('expected messages under "conversations", found an empty list')
+    for number, message in enumerate(messages, 1):
+        if not isinstance(message, dict):
+            raise ValueError(f'expected {{"role", "content"}} as message {number}, found {describe(message)}')
+        role, content = message.get("role"), message.get("content")
+        if role not in ROLES:
+            raise ValueError(f"expected the role of message {number} to be one of {', '.join(ROLES)}, found {describe(role)}")
+        if not isinstance(content, str):
+            raise ValueError(f"expected a text as the content of message {number}, found {describe(content)}")
+        check_text(content, f"message {number}")
+    if all(message["role"] != "assistant" for message in messages):
+        raise ValueError("expected a message of the assistant, found none: there is nothing to learn from")
+
+
+def check_text(text, where):
+    if not text.strip():
+        raise ValueError(f"expected some text in {where}, found none")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"expected Unicode text in {where}, found half of a surrogate pair (\\u{ord(text[error.start]):04x})") from None
+
+
+def describe(value, kind=None):
+    """A short name for what a JSON value is: `a list`, `"conversations"`, `null`."""
+    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", int: "a number", float: "a number"}
+    if isinstance(value, dict) and kind in value:
+        return f'{describe(value[kind])} under "{kind}"'
+    if isinstance(value, dict) and value:
+        return "only " + shorten(", ".join(json.dumps(key) for key in value).encode(errors="replace"))
+    if isinstance(value, str):
+        return json.dumps(value[:40], ensure_ascii=True)
+    return "nothing" if value is None else names[type(value)]
+
+
+def shorten(line, most=60):
+    text = line.strip().decode("utf-8", "replace")
+    return ascii(text if len(text) <= most else text[:most] + "...") if not text.isprintable() else text[:most] + "..." * (len(text) > most)
+
+
+def detect_kind(path):
+    """The kind of the first line that has one: "text" or "conversations"."""
+    for _, line in numbered_lines(path):
+        for kind in EXPECTED:
+            try:
+                parse_line(line, kind)
+                return kind
+            except ValueError:
+                continue
+    raise ValueError(f"{path}: found no line with {EXPECTED['text']} or {EXPECTED['conversations']}")
+
+
+def numbered_lines(path):
+    """(line number from 1, bytes) of each line that is not blank."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if line.strip():
+                yield number, line
+
+
+def check_file(path, kind):
+    """Raises FileNotFoundError or ValueError unless `path` can be a JSONL file."""
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a JSONL file, found a folder")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} not found: {MADE_BY[kind]}")
+    with open(path, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            raise ValueError(f"{path}: expected a JSONL file, found a gzip file: run gunzip first")
+
+
+# ---- the cache of tokens ----
+
+
+class TokenCache:
+    """A tokenized file, memory-mapped: `ids` (tokens, uint16), `grades` (tokens, uint8), `ends` (documents, int64)."""
+
+    def __init__(self, folder, tokenizer):
+        self.folder = Path(folder)
+        self.tokenizer = tokenizer
+        self.about = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+        self.ids = np.memmap(self.folder / "ids.bin", dtype=np.uint16, mode="r")
+        self.grades = np.memmap(self.folder / "grades.bin", dtype=np.uint8, mode="r")
+        self.ends = np.fromfile(self.folder / "ends.bin", dtype=np.int64)
+
+    def __len__(self):
+        return len(self.ends)
+
+    def span(self, document):
+        """(first, last + 1) of a document's tokens."""
+        return (int(self.ends[document - 1]) if document else 0), int(self.ends[document])
+
+    def document(self, document):
+        """(ids, grades) of a document."""
+        start, end = self.span(document)
+        return self.ids[start:end], self.grades[start:end]
+
+
+def open_cache(path, tokenizer, kind, skip_bad_lines=False, cache_dir=""):
+    """The TokenCache of a JSONL file, made now if there is none. Raises ValueError at the first bad line unless told to skip."""
+    path = Path(path)
+    check_file(path, kind)
+    if len(tokenizer) > 2**16:
+        raise ValueError(f"{tokenizer.folder}: found {len(tokenizer)} tokens, the cache holds ids below {2**16}")
+    state = path.stat()
+    key = [str(path.resolve()), state.st_size, state.st_mtime_ns, tokenizer.fingerprint, DEFAULT_SYSTEM, ENCODER_VERSION, kind]
+    name = f"{path.name}.{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.cache"
+    parent = Path(cache_dir) if cache_dir else path.parent
+    if not cache_dir and not os.access(parent, os.W_OK):
+        raise ValueError(f"{parent} cannot be written: pass --cache_dir with a folder for the tokens of {path.name}")
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = parent / name
+    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
+        while not folder.is_dir():  # the first process of this machine makes it; torchrun ends all when one fails
+            time.sleep(0.5)
+    if not folder.is_dir():
+        build_cache(path, tokenizer, kind, skip_bad_lines, folder)
+    cache = TokenCache(folder, tokenizer)
+    bad = cache.about["bad_lines"]
+    if bad and not skip_bad_lines:
+        raise ValueError(f"{path}:{bad[0][0]}: {bad[0][1]}")
+    return cache
+
+
+def build_cache(path, tokenizer, kind, skip_bad_lines, folder):
+    """Tokenize `path` into `folder`, which appears whole or not at all."""
+    temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
+    try:
+        about = write_cache(path, tokenizer, kind, skip_bad_lines, temporary)
+        (temporary / "about.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+        temporary.chmod(0o755)
+        os.rename(temporary, folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster, and its cache is the same
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_cache(path, tokenizer, kind, skip_bad_lines, folder):
+    digest, bad_lines, tokens = hashlib.sha256(), [], 0
+    with (
+        open(folder / "ids.bin", "wb") as ids_file,
+        open(folder / "grades.bin", "wb") as grades_file,
+        open(folder / "ends.bin", "wb") as ends_file,
+    ):
+        for records in batches_of_records(path, kind, skip_bad_lines, bad_lines):
+            encoded = encode_records(tokenizer, records)
+            ids = np.array([id for ids, _ in encoded for id in ids], dtype=np.uint16)
+            grades = np.array([grade for _, grades in encoded for grade in grades], dtype=np.uint8)
+            ends = tokens + np.cumsum([len(ids) for ids, _ in encoded])
+            tokens += len(ids)
+            ids_file.write(ids.tobytes())
+            grades_file.write(grades.tobytes())
+            ends_file.write(ends.astype(np.int64).tobytes())
+            digest.update(ids.tobytes())
+            digest.update(grades.tobytes())
+        if not tokens:
+            raise ValueError(f"{path}: expected {EXPECTED[kind]} on each line, found {'no good line' if bad_lines else 'an empty file'}")
+        for file in (ids_file, grades_file, ends_file):
+            file.flush()
+            os.fsync(file.fileno())
+    return {"kind": kind, "tokens": tokens, "sha256": digest.hexdigest(), "bad_lines": bad_lines}
+
+
+def batches_of_records(path, kind, skip_bad_lines, bad_lines):
+    """Lists of parsed lines, about BATCH_BYTES each; (number, reason) of bad lines are added to `bad_lines`."""
+    records, size = [], 0
+    with progress(path.stat().st_size, f"tokenizing {path.name}") as bar:
+        for number, line in numbered_lines(path):
+            try:
+                records.append(parse_line(line, kind))
+            except ValueError as error:
+                if not skip_bad_lines:
+                    raise ValueError(f"{path}:{number}: {error}") from None
+                bad_lines.append((number, str(error)))
+            size += len(line)
+            bar.update(len(line))
+            if size >= BATCH_BYTES and records:
+                yield records
+                records, size = [], 0
+        if records:
+            yield records
+
+
+def progress(total, what):
+    """A progress bar in bytes on a terminal, one plain line elsewhere."""
+    if not sys.stderr.isatty():
+        print(f"{what} ({total / 1e6:.1f} MB)", file=sys.stderr)
+    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None, leave=False)
+
+
+# ---- rows ----
+
+
+class Batch(NamedTuple):
+    """A row, each field (T), or a micro-batch, each field (B, T)."""
+
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    document_ids: torch.Tensor  # 1, 2, ... within a row; 0 is padding
+
+
+class PackedRows(torch.utils.data.Dataset):
+    """Documents of a cache packed into rows of `row_length` positions, as few as best fit finds.
+
+    A text longer than a row is cut into pieces that together have each of its labels once. A conversation longer than a
+    row is truncated at the row's end; `truncated` counts those, `graded_lost` the graded tokens that went with it.
+    """
+
+    def __init__(self, cache, documents, row_length, seed=0, tag_weight=1.0):
+        self.cache = cache
+        self.documents = documents
+        self.row_length = row_length
+        self.weight_of_grade = np.array([0.0, 1.0, tag_weight], dtype=np.float32)
+        starts, lengths = self.pieces()
+        if not len(starts):
+            raise ValueError(f"{cache.folder}: no document has a graded token within --max_seq_len ({row_length})")
+        order, row_of_piece = pack(lengths, row_length, seed)
+        self.starts, self.lengths = starts[order], lengths[order]
+        self.first_piece = np.searchsorted(row_of_piece, np.arange(row_of_piece[-1] + 2))
+        self.useful = int(lengths.sum())
+
+    def pieces(self):
+        """(starts, lengths): where in the cache each piece begins and how many positions it fills."""
+        ends = self.cache.ends[self.documents]
+        starts = np.where(self.documents > 0, self.cache.ends[self.documents - 1], 0)
+        positions = ends - starts - 1  # the last token is only a label
+        self.truncated, self.graded_lost = 0, 0
+        if self.cache.about["kind"] == "text":
+            count = -(-positions // self.row_length)
+            nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+            return (
+                np.repeat(starts, count) + nth * self.row_length,
+                np.minimum(np.repeat(positions, count) - nth * self.row_length, self.row_length),
+            )
+        for end, start in zip(ends[positions > self.row_length], starts[positions > self.row_length]):
+            self.truncated += 1
+            self.graded_lost += int(np.count_nonzero(self.cache.grades[start + self.row_length + 1 : end]))
+        lengths = np.minimum(positions, self.row_length)
+        graded = np.array([self.cache.grades[s + 1 : s + 1 + n].any() for s, n in zip(starts, lengths)], dtype=bool)
+        return starts[graded], lengths[graded]
+
+    def __len__(self):
+        return len(self.first_piece) - 1
+
+    def __getitem__(self, row):
+        T = self.row_length
+        input_ids, labels = np.full(T, PAD, dtype=np.int64), np.full(T, PAD, dtype=np.int64)
+        weights, document_ids = np.zeros(T, dtype=np.float32), np.zeros(T, dtype=np.int64)
+        at = 0
+        for number, piece in enumerate(range(self.first_piece[row], self.first_piece[row + 1]), 1):
+            start, length = int(self.starts[piece]), int(self.lengths[piece])
+            tokens = self.cache.ids[start : start + length + 1]
+            input_ids[at : at + length] = tokens[:-1]
+            labels[at : at + length] = tokens[1:]
+            weights[at : at + length] = self.weight_of_grade[self.cache.grades[start + 1 : start + length + 1]]
+            document_ids[at : at + length] = number
+            at += length
+        return Batch(*(torch.from_numpy(array) for array in (input_ids, labels, weights, document_ids)))
+
+    @property
+    def padding_share(self):
+        return 1 - self.useful / (len(self) * self.row_length)
+
+    def prompts(self, most):
+        """Up to `most` single questions among the documents: a list of (prompt ids, text of the right reply)."""
+        found = []
+        for document in self.documents:
+            ids, grades = self.cache.document(document)
+            graded = np.flatnonzero(grades)
+            is_single = graded[-1] - graded[0] + 1 == len(graded)
+            if is_single and len(ids) <= self.row_length:
+                found.append((ids[: graded[0]].tolist(), self.cache.tokenizer.decode(ids[graded].tolist())))
+            if len(found) == most:
+                break
+        return found
+
+
+def pack(lengths, row_length, seed):
+    """Best fit, the longest first: each piece goes into the fullest row that still has room for it.
+
+    lengths (pieces) -> (order of the pieces by row, row of each piece in that order). Pieces of one length are shuffled
+    first, so that neighbours in the file do not share a row.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(lengths))
+    orders, rows, first_row = [], [], 0
+    for begin in range(0, len(lengths), PACK_TOGETHER):
+        order = shuffled[begin : begin + PACK_TOGETHER]
+        order = order[np.argsort(-lengths[order], kind="stable")]
+        row_of_piece = best_fit(lengths[order].tolist(), row_length)
+        by_row = np.argsort(row_of_piece, kind="stable")
+        orders.append(order[by_row])
+        rows.append(row_of_piece[by_row] + first_row)
+        first_row = rows[-1][-1] + 1
+    return np.concatenate(orders), np.concatenate(rows)
+
+
+def best_fit(lengths, row_length):
+    """Row of each piece: [6, 5, 3, 2] in rows of 8 -> [0, 1, 1, 0]."""
+    rows_with = [[] for _ in range(row_length + 1)]  # by free positions
+    free_sizes = 0                                   # bit n is set where rows_with[n] is not empty
+    row_of_piece, count = [], 0
+    for length in lengths:
+        fitting = free_sizes >> length
+        if fitting:
+            free = length + (fitting & -fitting).bit_length() - 1
+            row = rows_with[free].pop()
+            if not rows_with[free]:
+                free_sizes ^= 1 << free
+        else:
+            row, free = count, row_length
+            count += 1
+        row_of_piece.append(row)
+        left = free - length
+        if left:
+            rows_with[left].append(row)
+            free_sizes |= 1 << left
+    return np.array(row_of_piece)
+
+
+def load_rows(config, tokenizer, kind):
+    """(rows to learn from, rows to validate on) of a TrainConfig; without a val_path a slice of the data is held out.
+
+    Validation rows give every graded token the weight 1, so that perplexity and bits per byte mean what they say.
+    """
+    cache = open_cache(config.data_path, tokenizer, kind, config.skip_bad_lines, config.cache_dir)
+    documents = np.random.default_rng(config.seed).permutation(len(cache))
+    if config.val_path:
+        val_cache = open_cache(config.val_path, tokenizer, kind, config.skip_bad_lines, config.cache_dir)
+        val_documents = np.arange(len(val_cache))
+    else:
+        if len(cache) < 2:
+            raise ValueError(f"{config.data_path}: found 1 document, expected at least 2 (one is held out): or pass --val_path")
+        sizes = np.diff(cache.ends, prepend=0)[documents]
+        held_out = int(np.searchsorted(np.cumsum(sizes), HELD_OUT_TOKENS))
+        held_out = max(1, min(held_out, int(len(cache) * HELD_OUT_SHARE)))
+        val_cache, val_documents, documents = cache, documents[:held_out], documents[held_out:]
+    rows = PackedRows(cache, np.sort(documents), config.max_seq_len, config.seed, config.tag_weight)
+    return rows, PackedRows(val_cache, np.sort(val_documents), config.max_seq_len, config.seed)
+
+
+# ---- the lens ----
+
+
+COLOURS = {"prompt": "\033[2m", "graded": "\033[32m", "tag": "\033[1;35m", "cut off": "\033[31;9m"}
+OF_GRADE = {NOT_GRADED: "prompt", GRADED: "graded", TAG: "tag"}
+
+
+def show(path, tokenizer, count=3, row_length=512):
+    """Print the first documents token by token with what each is for, then what the file holds and what is lost of it."""
+    path = Path(path)
+    kind = detect_kind(path) if path.is_file() else "conversations"
+    check_file(path, kind)
+    colour = sys.stdout.isatty()
+    paint = {name: (lambda text, code=code: f"{code}{text}\033[0m") if colour else str for name, code in COLOURS.items()}
+    print("one token between two bars: " + "  ".join(paint[name](name) for name in COLOURS))
+    with tempfile.TemporaryDirectory() as folder:
+        cache = open_cache(path, tokenizer, kind, skip_bad_lines=True, cache_dir=folder)
+        for document in range(min(count, len(cache))):
+            print(f"\n--- document {document + 1} ---")
+            print(colour_document(*cache.document(document), tokenizer, row_length, paint, colour))
+        rows = PackedRows(cache, np.arange(len(cache)), row_length)
+        lengths, graded = np.diff(cache.ends, prepend=0), int(np.count_nonzero(cache.grades))
+        bad = cache.about["bad_lines"]
+        print(f"\ndocuments  {len(cache)} ({kind}), {lengths.mean():.1f} tokens on average, {lengths.max()} at most")
+        print(f"tokens     {len(cache.ids)}, graded {graded} ({graded / len(cache.ids):.1%})")
+        print(f"truncated  {rows.truncated} documents ({rows.truncated / len(cache):.2%}), {rows.graded_lost} graded tokens lost, at {row_length} tokens")
+        print(f"padding    {rows.padding_share:.2%} of {len(rows)} rows; one document a row would be {1 - rows.useful / (len(rows.starts) * row_length):.2%}")
+        print(f"bad lines  {len(bad)}")
+        for number, reason in bad[:20]:
+            print(f"  {path}:{number}: {reason}")
+        if len(bad) > 20:
+            print(f"  ... and {len(bad) - 20} more")
+        del cache, rows  # Windows cannot delete files that are mapped
+
+
+def colour_document(ids, grades, tokenizer, row_length, paint, colour):
+    """A document's tokens between bars. Without colours the first token of each run carries its kind in brackets."""
+    is_text = grades[1] == GRADED and len(grades) > 1 and NOT_GRADED not in grades[1:]
+    shown, before = [], None
+    for position, (id, grade) in enumerate(zip(ids.tolist(), grades.tolist())):
+        name = "cut off" if position > row_length and not is_text else OF_GRADE[grade]
+        text = CONTROL_TOKENS[id] if id < len(CONTROL_TOKENS) else readable(tokenizer, id)
+        label = f"[{name}]" if name != before and not colour else ""
+        shown.append(label + paint[name](text))
+        before = name
+    return "|".join(shown)
+
+
+def readable(tokenizer, id):
+    """A token as text: its bytes in hexadecimal where they are only a part of a character, a newline as a sign."""
+    text = tokenizer.decode([id])
+    if "\ufffd" in text:
+        text = "<" + " ".join(f"{byte:02x}" for byte in tokenizer.bytes_of(id)) + ">"
+    return text.replace("\n", "⏎").replace("\t", "⇥")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--show", metavar="FILE", required=True, help="the JSONL file to look at")
+    parser.add_argument("--tokenizer", default="WeakWater_tokenizer", help="the tokenizer's folder (default: WeakWater_tokenizer)")
+    parser.add_argument("--max_seq_len", type=int, default=512, help="tokens in one row (default: 512)")
+    parser.add_argument("--count", type=int, default=3, help="documents to print (default: 3)")
+    args = parser.parse_args(argv)
+    show(args.show, ChatTokenizer(args.tokenizer), args.count, args.max_seq_len)
+
+
+if __name__ == "__main__":
+    from Config import run_script
+
+    run_script(main)

@@ -1,0 +1,186 @@
+"""python eval_model.py --model_mode 2
+
+Talk with the pretrained (0), the SFT (1) or the distilled model (2), or let it answer a file of questions.
+
+    python eval_model.py --model_mode 2 --prompt "小明有345个苹果，又买了278个，一共有多少个？"
+    python eval_model.py --model_mode 2 --score r1_test.jsonl
+
+Mode 0 has not learned to converse: it continues the text that it is given. Ctrl-C stops a reply, Ctrl-D ends the program.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+from Config import DEVICES_HELP, run_script
+from dataset import BOS, ChatTokenizer, PackedRows, open_cache
+from generate import Sampling, as_text, generate, stream
+from model import WeakWater, pick_device
+
+MODES = {0: ("out/pretrain", "pretrain.py"), 1: ("out/SFT", "SFT.py"), 2: ("out/distill", "distill.py")}
+REPLY = re.compile(r"<think>(.+?)</think>\s*<answer>(.+?)</answer>", re.DOTALL)
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+DIM, PLAIN = "\033[2m", "\033[0m"
+
+
+# ---- scoring ----
+
+
+def is_well_formed(reply):
+    """True for `<think>...</think><answer>...</answer>`, each once, neither empty, nothing outside."""
+    return bool(REPLY.fullmatch(reply.strip())) and all(reply.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+
+
+def final_answer(reply):
+    """What a reply comes to: the last number of its answer, or the whole answer if it has none.
+
+    "<think>3+4=7</think>\\n<answer>一共有7个。</answer>" -> "7";  "小红更多。" -> "小红更多"
+    """
+    found = REPLY.search(reply)
+    answer = found[2] if found else reply
+    numbers = NUMBER.findall(answer)
+    return numbers[-1] if numbers else answer.strip().rstrip("。.！!")
+
+
+def score(model, tokenizer, questions, max_new_tokens=256):
+    """Greedy replies to questions, a list of (prompt ids, right reply).
+
+    Returns {"reasoning_accuracy": share of right final answers, "well_formed": share of replies in R1 format}.
+    """
+    replies = [tokenizer.decode(ids) for ids in generate(model, [prompt for prompt, _ in questions], Sampling(max_new_tokens=max_new_tokens))]
+    right = [final_answer(reply) == final_answer(gold) for reply, (_, gold) in zip(replies, questions)]
+    return {
+        "reasoning_accuracy": sum(right) / len(questions),
+        "well_formed": sum(map(is_well_formed, replies)) / len(questions),
+    }
+
+
+def score_file(model, tokenizer, path, max_new_tokens=256):
+    """`score` over the single questions of a JSONL file."""
+    cache = open_cache(path, tokenizer, "conversations")
+    questions = PackedRows(cache, range(len(cache)), model.config.max_position_embeddings).prompts(len(cache))
+    return {"questions": len(questions), **score(model, tokenizer, questions, max_new_tokens)}
+
+
+# ---- chat ----
+
+
+def fit(tokenizer, messages, room):
+    """The prompt's ids for a conversation whose oldest turns are left out until it has at most `room` tokens.
+
+    A turn is a user's message with what follows it; a system message stays. Returns (ids, the messages that were kept).
+    Raises ValueError when the last turn alone is too long.
+    """
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    turns = messages[len(system) :]
+    while len(ids := tokenizer.prompt_ids(system + turns)) > room:
+        later = [number for number, message in enumerate(turns) if number and message["role"] == "user"]
+        if not later:
+            raise ValueError(f"found a message of {len(ids)} tokens, expected at most {room}: shorten it, or lower --max_new_tokens")
+        turns = turns[later[0] :]
+    return ids, system + turns
+
+
+def reply_to(model, tokenizer, prompt, sampling, write):
+    """Stream one reply through `write(text)`; returns it whole. Ctrl-C ends the reply where it is."""
+    end = model.config.eos_token_id
+    parts = []
+    try:
+        ids = (ids[0] for ids in stream(model, [prompt], sampling) if ids[0] != end)
+        for text in as_text(tokenizer, ids):
+            parts.append(text)
+            write(text)
+    except KeyboardInterrupt:
+        write(" [stopped]")
+    return "".join(parts)
+
+
+def printer():
+    """A `write` for the screen; on a terminal the reasoning is dim."""
+    is_terminal = sys.stdout.isatty()
+
+    def write(text):
+        if is_terminal:
+            text = text.replace("<think>", DIM + "<think>").replace("</think>", "</think>" + PLAIN)
+        print(text, end="", flush=True)
+
+    return write
+
+
+def questions(is_terminal):
+    """The lines that a person types or a pipe brings, without blank ones."""
+    while True:
+        try:
+            line = input("> " if is_terminal else "").strip()
+        except KeyboardInterrupt:
+            print("\n(Ctrl-D ends the program)")
+            continue
+        except EOFError:
+            return
+        if line:
+            yield line
+
+
+def chat(model, tokenizer, args, sampling):
+    """Answer line after line; each answer sees the turns before it, as far as they fit."""
+    is_terminal = sys.stdin.isatty()
+    room = model.config.max_position_embeddings - min(sampling.max_new_tokens, model.config.max_position_embeddings // 2)
+    messages = []
+    if is_terminal:
+        print("Ctrl-C stops a reply, Ctrl-D ends the program." + ("" if args.model_mode else " This model continues texts."))
+    for question in [args.prompt] if args.prompt is not None else questions(is_terminal):
+        try:
+            if args.model_mode == 0:
+                prompt = [BOS, *tokenizer.encode(question)]
+            else:
+                prompt, messages = fit(tokenizer, [*messages, {"role": "user", "content": question}], room)
+            reply = reply_to(model, tokenizer, prompt, sampling, printer())
+        except ValueError as error:
+            if args.prompt is not None:
+                raise
+            print(error, file=sys.stderr)
+            continue
+        print(PLAIN if sys.stdout.isatty() else "")
+        if reply.strip():
+            messages.append({"role": "assistant", "content": reply})
+        else:
+            messages = messages[:-1]
+
+
+def load(args):
+    """(model, tokenizer) of the stage that the flags name."""
+    folder, script = MODES[args.model_mode]
+    folder = Path(args.model_dir or folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} not found: run {script} first, or pass --model_dir (python quickstart.py makes out/quickstart)")
+    model, tokenizer = WeakWater.from_pretrained(folder), ChatTokenizer(folder)
+    if len(tokenizer) != model.config.vocab_size:
+        raise ValueError(f"{folder}: found a tokenizer of {len(tokenizer)} tokens, the model's vocab_size is {model.config.vocab_size}")
+    return model.to(pick_device(args.device)).eval(), tokenizer
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model_mode", type=int, choices=list(MODES), default=2, help="0 pretrained, 1 SFT, 2 distilled (default: 2)")
+    parser.add_argument("--model_dir", default="", help="the checkpoint's folder (default: the mode's, out/pretrain, out/SFT or out/distill)")
+    parser.add_argument("--prompt", help="answer this and leave")
+    parser.add_argument("--score", metavar="FILE", help="answer the questions of a JSONL file, print the share of right final answers, and leave")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token (default: 0.7)")
+    parser.add_argument("--top_p", type=float, default=0.9, help="keep the likeliest tokens that add up to so much (default: 0.9)")
+    parser.add_argument("--top_k", type=int, default=0, help="keep so many of the likeliest tokens (default: 0, all)")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens in a reply, at most (default: 512)")
+    parser.add_argument("--seed", type=int, default=42, help="of the sampling (default: 42)")
+    parser.add_argument("--device", default="", help=DEVICES_HELP)
+    args = parser.parse_args(argv)
+    sampling = Sampling(args.temperature, args.top_p, args.top_k, args.max_new_tokens, args.seed)
+    model, tokenizer = load(args)
+    if args.score:
+        for name, value in score_file(model, tokenizer, args.score, args.max_new_tokens).items():
+            print(f"{name} {value:.1%}" if isinstance(value, float) else f"{name} {value}")
+    else:
+        chat(model, tokenizer, args, sampling)
+
+
+if __name__ == "__main__":
+    run_script(main)

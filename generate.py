@@ -1,0 +1,104 @@
+"""Sample tokens from a model, many prompts at once, and turn them into text as characters complete.
+
+Prompts of different lengths are padded on the left. The padding is a document of its own, which the prompt cannot see, so
+that each reply is what it would be alone.
+"""
+
+import codecs
+from dataclasses import dataclass
+
+import torch
+
+from model import KVCache
+
+PADDING, PROMPT = 0, 1  # document numbers
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to choose tokens. Raises ValueError for values that choose none."""
+
+    temperature: float = 0.0  # 0 takes the likeliest token
+    top_p: float = 1.0        # 1 keeps all tokens
+    top_k: int = 0            # 0 keeps all tokens
+    max_new_tokens: int = 512
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f"--temperature ({self.temperature}) must not be negative")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top_p ({self.top_p}) must be above 0 and at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"--top_k ({self.top_k}) must not be negative")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max_new_tokens ({self.max_new_tokens}) must be at least 1")
+
+
+def sample(logits, sampling, generator=None):
+    """One token id for each row of logits (B, V) -> (B).
+
+    Top-k keeps the k likeliest tokens, top-p the fewest whose probabilities reach p (Holtzman et al. 2020, arXiv:1904.09751).
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(dim=-1)
+    logits, ids = (logits.float() / sampling.temperature).sort(dim=-1, descending=True)
+    if sampling.top_k:
+        logits[:, sampling.top_k :] = -torch.inf
+    probabilities = logits.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities  # the sum of all likelier tokens
+    probabilities[before >= sampling.top_p] = 0.0
+    chosen = torch.multinomial(probabilities, 1, generator=generator)  # (B, 1), scaled to sum to 1 by itself
+    return ids.gather(1, chosen)[:, 0]
+
+
+@torch.inference_mode()
+def stream(model, prompts, sampling):
+    """Yield one list of B token ids per step, until each reply has ended, is `max_new_tokens` long or fills the context.
+
+    prompts: B lists of ids. A reply that has ended goes on with end tokens. Raises ValueError for a prompt that leaves no room.
+    """
+    config, device = model.config, model.lm_head.weight.device
+    longest, context = max(map(len, prompts)), config.max_position_embeddings
+    if not min(map(len, prompts)) or longest >= context:
+        raise ValueError(f"found a prompt of {longest} tokens, expected 1 to {context - 1}: the model's context is {context}")
+    length = min(longest + sampling.max_new_tokens, context)
+    cache = KVCache(config, len(prompts), length, device, model.lm_head.weight.dtype)
+    padded = [[config.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
+    documents = [[PADDING] * (longest - len(prompt)) + [PROMPT] * len(prompt) for prompt in prompts]
+    ids, documents = torch.tensor(padded, device=device), torch.tensor(documents, device=device)
+    one_more = torch.full((len(prompts), 1), PROMPT, device=device)
+    generator = torch.Generator(device).manual_seed(sampling.seed)
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    model.eval()
+    for _ in range(longest, length):
+        logits = model(ids, cache.mask(documents), cache=cache, last_only=True)[:, -1]  # (B, V)
+        next_ids = sample(logits, sampling, generator).masked_fill(ended, config.eos_token_id)
+        yield next_ids.tolist()
+        ended |= next_ids == config.eos_token_id
+        if ended.all():
+            return
+        ids, documents = next_ids[:, None], one_more
+
+
+def generate(model, prompts, sampling, batch_size=64):
+    """The reply to each prompt (lists of ids), without its end token. Prompts of like length are answered together."""
+    replies = [[] for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
+    for begin in range(0, len(prompts), batch_size):
+        chosen = by_length[begin : begin + batch_size]
+        steps = list(stream(model, [prompts[number] for number in chosen], sampling))
+        for number, reply in zip(chosen, zip(*steps)):
+            end = model.config.eos_token_id
+            replies[number] = list(reply[: reply.index(end)] if end in reply else reply)
+    return replies
+
+
+def as_text(tokenizer, ids):
+    """Yield the text of a stream of token ids, whole characters only: a token may end within one."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    for id in ids:
+        if text := decoder.decode(tokenizer.bytes_of(id)):
+            yield text
+    if text := decoder.decode(b"", final=True):
+        yield text

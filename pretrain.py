@@ -1,0 +1,29 @@
+"""python pretrain.py --data_path pretrain.jsonl --epochs 1 --batch_size 80
+
+Stage 1: a new model learns to continue text. Every token is graded.
+"""
+
+import torch
+
+from Config import LLMConfig, TrainConfig, parse_args, run_script
+from dataset import ChatTokenizer, load_rows
+from model import WeakWater
+from trainer import train
+
+RECIPE = TrainConfig(stage="pretrain", data_path="pretrain.jsonl", out_dir="out/pretrain", learning_rate=1e-3)
+
+
+def main(argv=None):
+    config = parse_args(RECIPE, __doc__, argv)
+    tokenizer = ChatTokenizer(config.tokenizer or config.init_from or "WeakWater_tokenizer")
+    torch.manual_seed(config.seed)
+    if config.init_from:
+        model = WeakWater.from_pretrained(config.init_from)
+    else:
+        model = WeakWater(LLMConfig.preset(config.preset, vocab_size=len(tokenizer)))
+    rows, validation = load_rows(config, tokenizer, "text")
+    train(model, rows, config, validation)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,538 @@
+"""`train(model, rows, config)`: the one training loop, which knows nothing of stages.
+
+A *step* is one optimizer update over `accumulation_steps` micro-batches of `batch_size` rows, over all processes together.
+Its loss is the weighted sum over all its tokens divided by the step's total weight, so that neither the number of
+micro-batches nor of processes changes the update. Where a run stands is its number of steps, counted from 1: the learning
+rate, the order of the data and the place to resume from follow from it alone.
+
+The checkpoint's folder holds a Llama checkpoint to use (`model.safetensors` and what belongs to it) and, complete in a file
+of its own, the state to resume from (`training_state.pt`). Each file is replaced whole, so that a crash leaves the old one
+or the new one.
+"""
+
+import json
+import math
+import os
+import signal
+import sys
+import time
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, default_collate
+from tqdm import tqdm
+
+from Config import LLMConfig
+from dataset import Batch, ChatTokenizer
+from model import document_mask, pick_device, write_atomically
+
+MOST_SKIPPED_IN_A_ROW = 5
+PEAK_FLOPS = {  # of dense bf16 matrix products, from the makers' data sheets
+    "RTX 3090": 71e12, "RTX 4090": 165e12, "A100": 312e12, "H100": 989e12, "H200": 989e12,
+}  # fmt: skip
+MAY_DIFFER_ON_RESUME = {  # flags that change neither the weights nor the order of the data
+    "val_path", "tokenizer", "preset", "init_from", "out_dir", "cache_dir", "device", "compile", "num_workers",
+    "log_every", "eval_every", "save_every", "resume", "skip_bad_lines", "use_wandb", "data_path",
+}  # fmt: skip
+
+
+def train(model, rows, config, validation=None, probe=None):
+    """Train `model` (a WeakWater) on `rows` (PackedRows) as `config` (a TrainConfig) says; returns the last metrics.
+
+    validation: PackedRows; probe: a function model -> {name: number}, called at each validation and logged with it.
+    Raises ValueError when a resumed run differs from the one that was stopped, or when losses stop being numbers.
+    Ctrl-C and SIGTERM save and leave with the usual exit codes.
+    """
+    with processes(config) as (rank, world, device):
+        run = Run(model.to(device), rows, config, rank, world, device)
+        log = Log(run)
+        if config.resume:
+            run.load(log)
+        step_model = run.wrap()
+        model.train()
+        with stop_signals() as stopped:
+            for step in range(run.step + 1, run.total_steps + 1):
+                log.add(run.take_step(step, step_model))
+                last = step == run.total_steps
+                stop = run.over_all(torch.tensor(len(stopped))) > 0  # one process's signal stops all at the same step
+                if step % config.log_every == 0 or last:
+                    log.line(step)
+                with log.paused():
+                    if validation and (step % config.eval_every == 0 or last):
+                        log.validation(step, evaluate(model, validation, run), probe(model) if probe else {})
+                        model.train()
+                    if step % config.save_every == 0 or last or stop:
+                        run.save(step, log)
+                if stop:
+                    log.say(f"stopped at step {step}/{run.total_steps}, saved in {config.out_dir}: --resume goes on from here")
+                    sys.exit(128 + (stopped or [signal.SIGTERM])[0])
+        log.close()
+        return log.last
+
+
+class Run:
+    """What a training run carries from step to step."""
+
+    def __init__(self, model, rows, config, rank, world, device):
+        if config.max_seq_len > model.config.max_position_embeddings:
+            raise ValueError(f"--max_seq_len ({config.max_seq_len}) must be at most the model's max_position_embeddings ({model.config.max_position_embeddings})")
+        if config.accumulation_steps % world:
+            raise ValueError(f"--accumulation_steps ({config.accumulation_steps}) must be a multiple of the number of processes ({world})")
+        check_out_dir(Path(config.out_dir), model, rows.cache.tokenizer)
+        self.model, self.rows, self.config = model, rows, config
+        self.rank, self.world, self.device = rank, world, device
+        self.rows_per_step = config.batch_size * config.accumulation_steps
+        self.steps_per_epoch = math.ceil(len(rows) / self.rows_per_step)
+        self.total_steps = config.epochs * self.steps_per_epoch
+        if config.max_steps:
+            self.total_steps = min(self.total_steps, config.max_steps)
+        self.warmup_steps = config.warmup_steps if config.warmup_steps >= 0 else math.ceil(0.03 * self.total_steps)
+        self.dtype = pick_dtype(config.dtype, device)
+        self.compiled = wants_compile(config.compile, device)
+        self.optimizer = make_optimizer(model, config, device)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.step, self.skipped, self.skipped_in_a_row, self.tokens = 0, 0, 0, 0
+        self.batches = None
+
+    # ---- one step ----
+
+    def take_step(self, step, step_model):
+        """One update. Returns {loss, lr, grad_norm, tokens}: of the whole step, over all processes."""
+        if self.batches is None:
+            self.batches = iter(self.loader(step))
+        micro_batches = [next(self.batches) for _ in range(self.config.accumulation_steps // self.world)]
+        sums = torch.tensor([[float(b.weights.sum()), float((b.document_ids > 0).sum())] for b in micro_batches], dtype=torch.float64)
+        weight, tokens = self.over_all(sums.sum(0))
+        lr = learning_rate(step, self.total_steps, self.warmup_steps, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        loss = torch.zeros((), device=self.device)
+        for number, batch in enumerate(micro_batches, 1):
+            is_last = number == len(micro_batches)
+            with nullcontext() if is_last or self.world == 1 else step_model.no_sync():
+                part = self.loss_sum(step_model, batch) / weight
+                # DistributedDataParallel divides the sum of the gradients by the number of processes
+                self.scaler.scale(part * self.world).backward()
+            loss += part.detach()
+        loss = self.over_all(loss.cpu())
+        grad_norm = self.update(step, float(loss))
+        self.step = step
+        self.tokens += int(tokens)
+        return {"loss": float(loss), "lr": lr, "grad_norm": grad_norm, "tokens": int(tokens)}
+
+    def update(self, step, loss):
+        """Clip and apply the gradients, or drop them if they are not finite. Returns their norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
+        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if is_finite:
+            self.scaler.step(self.optimizer)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+            # a loss scale that is still too large is how fp16 finds its range, not a failure
+            self.skipped_in_a_row += math.isfinite(loss) is False or not self.scaler.is_enabled()
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
+            raise ValueError(
+                f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite {self.skipped_in_a_row} times in a row; "
+                f"{self.config.out_dir} keeps the last good checkpoint: lower --learning_rate (now {self.config.learning_rate}), or check the data"
+            )
+        return grad_norm
+
+    def loss_sum(self, model, batch):
+        batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
+        mask = document_mask(batch.document_ids, in_blocks=self.compiled and self.device.type == "cuda")
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            return model(batch.input_ids, mask, batch.labels, batch.weights)
+
+    def over_all(self, tensor):
+        """The sum over all processes."""
+        if self.world > 1:
+            on_device = tensor.to(self.device if self.device.type == "cuda" else "cpu")
+            dist.all_reduce(on_device)
+            tensor = on_device.cpu()
+        return tensor
+
+    def wrap(self):
+        """The model as steps call it: compiled, and shared between processes."""
+        model = self.model
+        if self.compiled:
+            model = torch.compile(model)
+        if self.world > 1:
+            model = DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        return model
+
+    def loader(self, first_step):
+        return DataLoader(
+            self.rows,
+            batch_sampler=self.micro_batches(first_step),
+            collate_fn=partial(stack, rows=self.config.batch_size),
+            num_workers=self.config.num_workers,
+            pin_memory=self.device.type == "cuda",
+        )
+
+    def micro_batches(self, first_step):
+        """The row numbers of each of this process's micro-batches, from a step on: a seeded permutation per epoch."""
+        size, accumulate = self.config.batch_size, self.config.accumulation_steps
+        for step in range(first_step, self.total_steps + 1):
+            epoch, step_in_epoch = divmod(step - 1, self.steps_per_epoch)
+            if step == first_step or step_in_epoch == 0:
+                order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.rows))
+            begin = step_in_epoch * self.rows_per_step
+            step_rows = order[begin : begin + self.rows_per_step]
+            for number in range(self.rank, accumulate, self.world):
+                yield step_rows[number * size : (number + 1) * size].tolist()
+
+    # ---- what is kept ----
+
+    def identity(self):
+        """What a resumed run must share with the one that was stopped: {what: value}."""
+        flags = {name: value for name, value in asdict(self.config).items() if name not in MAY_DIFFER_ON_RESUME}
+        data = self.rows.cache.about["sha256"]
+        return {**flags, "data": data, "rows": len(self.rows), **{f"model {k}": v for k, v in asdict(self.model.config).items()}}
+
+    def save(self, step, log):
+        """Write the state to resume from, then the checkpoint to use, then the charts."""
+        if self.rank > 0:
+            return
+        folder = Path(self.config.out_dir)
+        state = {
+            "identity": self.identity(),
+            "finished": step == self.total_steps,
+            "step": step,
+            "tokens": self.tokens,
+            "skipped": self.skipped,
+            "log": log.state(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "training_state.pt", lambda path: torch.save(state, path))
+        self.rows.cache.tokenizer.save_pretrained(folder)
+        self.model.save_pretrained(folder)
+        draw_charts(folder, self.config.stage)
+
+    def load(self, log):
+        """Go on from `training_state.pt`, if it is there. Raises ValueError when it belongs to another run."""
+        path = Path(self.config.out_dir) / "training_state.pt"
+        if not path.is_file():
+            log.say(f"{path} not found: starting at step 1")
+            log.begin_file()
+            return
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, ValueError) as error:
+            raise ValueError(f"{path}: not a whole training state ({str(error).splitlines()[0]})") from None
+        here = self.identity()
+        for name, stored in state["identity"].items():
+            if stored != here.get(name):
+                raise ValueError(f"{path}: the stopped run had {name} {stored}, this one has {here.get(name)}: use the same, or leave out --resume to start anew")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["rng"])
+        self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
+        log.restore(state["log"])
+        log.say(f"{'finished' if state['finished'] else 'resumed'}: {self.config.out_dir} is at step {self.step}/{self.total_steps}")
+
+
+def check_out_dir(folder, model, tokenizer):
+    """Raises ValueError rather than let a checkpoint of another model be overwritten file by file."""
+    advice = "pass another --out_dir, or delete it"
+    if len(tokenizer) != model.config.vocab_size:
+        raise ValueError(f"{tokenizer.folder}: found {len(tokenizer)} tokens, the model's vocab_size is {model.config.vocab_size}: pass the --tokenizer it was trained with")
+    if not (folder / "model.safetensors").is_file():
+        return
+    stored, here = asdict(LLMConfig.load(folder)), asdict(model.config)
+    for name in here:
+        if stored[name] != here[name]:
+            raise ValueError(f"{folder} holds another model's checkpoint ({name} {stored[name]}, here {here[name]}): {advice}")
+    if ChatTokenizer(folder).fingerprint != tokenizer.fingerprint:
+        raise ValueError(f"{folder} holds a checkpoint with another tokenizer than {tokenizer.folder}: {advice}")
+
+
+def stack(batch, rows):
+    """Rows -> a micro-batch of exactly `rows` rows; what is missing is padding, so that its shape never changes."""
+    padding = [Batch(*(torch.zeros_like(tensor) for tensor in batch[0]))] if batch else []
+    return default_collate(batch + padding * (rows - len(batch)))
+
+
+def learning_rate(step, total_steps, warmup_steps, config):
+    """Linear warm-up, then a cosine from the peak to `min_lr_ratio` of it at the last step (Loshchilov and Hutter 2017, arXiv:1608.03983)."""
+    if step <= warmup_steps:
+        return config.learning_rate * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
+
+
+def make_optimizer(model, config, device):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that decays matrices and leaves the gains of the norms alone."""
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
+    gains = [parameter for parameter in model.parameters() if parameter.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": gains, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=device.type in ("cuda", "cpu"))
+
+
+def pick_dtype(name, device):
+    """The torch dtype for --dtype. Raises ValueError for fp16 anywhere else than on CUDA."""
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    if name == "fp16" and device.type != "cuda":
+        raise ValueError(f"--dtype fp16 needs a CUDA device, found {device.type}: expected fp32 or bf16")
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def wants_compile(asked, device):
+    """--compile if it was given; else on CUDA, where Triton can be imported and the card is recent enough for it."""
+    if asked is not None:
+        return asked
+    if device.type != "cuda":
+        return False
+    from torch.utils._triton import has_triton
+
+    if not has_triton():
+        print("torch.compile is off: Triton is not available here", file=sys.stderr)
+    return has_triton()
+
+
+@torch.no_grad()
+def evaluate(model, validation, run):
+    """{val_loss, val_ppl, val_bpb}: nats per graded token, its exponential, and bits per byte of graded text."""
+    model.eval()
+    size = min(run.config.batch_size, len(validation))
+    batches = [range(begin, min(begin + size, len(validation))) for begin in range(0, len(validation), size)]
+    token_bytes = torch.from_numpy(validation.cache.tokenizer.token_bytes)
+    sums = torch.zeros(3, dtype=torch.float64)  # nats, weight, bytes
+    for rows in batches[run.rank :: run.world]:
+        batch = stack([validation[row] for row in rows], size)
+        sums += torch.tensor([
+            float(run.loss_sum(model, batch)),
+            float(batch.weights.sum()),
+            float((token_bytes[batch.labels] * (batch.weights > 0)).sum()),
+        ])  # fmt: skip
+    nats, weight, bytes = run.over_all(sums).tolist()
+    loss = nats / weight
+    return {"val_loss": loss, "val_ppl": math.exp(min(loss, 700)), "val_bpb": nats / math.log(2) / max(bytes, 1)}
+
+
+@contextmanager
+def processes(config):
+    """(rank, number of processes, device); under torchrun the processes are joined into a group."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        yield 0, 1, pick_device(config.device)
+        return
+    local_rank = os.environ.get("LOCAL_RANK", "0")
+    device = pick_device(config.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
+    try:
+        yield dist.get_rank(), dist.get_world_size(), device
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def stop_signals():
+    """A list that stays empty until Ctrl-C or SIGTERM puts its number there; a second signal acts as it always does."""
+    received = []
+
+    def remember(number, frame):
+        received.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# ---- the log ----
+
+
+class Log:
+    """One line per interval on the screen and in metrics.jsonl, both from the first process only."""
+
+    def __init__(self, run):
+        self.run = run
+        self.is_first = run.rank == 0
+        self.path = Path(run.config.out_dir) / "metrics.jsonl"
+        self.last = {}
+        self.losses, self.tokens = [], 0
+        self.interval_start = time.perf_counter()
+        self.wandb = None
+        if not run.config.resume:
+            self.begin_file()
+        if self.is_first and run.config.use_wandb:
+            import wandb
+
+            self.wandb = wandb.init(project="WeakWater", name=run.config.stage, config=asdict(run.config))
+        self.bar = tqdm(total=run.total_steps, unit="step", disable=None if self.is_first else True, leave=False)
+        self.announce()
+
+    def begin_file(self):
+        """A new run begins a new file; the metrics of the run before are kept beside it."""
+        if not self.is_first:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file():
+            os.replace(self.path, self.path.with_name("metrics.before.jsonl"))
+
+    def announce(self):
+        run = self.run
+        rows = run.rows
+        self.say(
+            f"{run.config.stage}: {run.model.num_parameters():,} parameters on {run.device} in {str(run.dtype).removeprefix('torch.')}"
+            f"{', compiled' if run.compiled else ''} | {len(rows):,} rows of {rows.row_length}, {rows.padding_share:.1%} padding, "
+            f"{rows.truncated} documents truncated, {len(rows.cache.about['bad_lines'])} bad lines skipped | "
+            f"{run.total_steps} steps of {run.rows_per_step} rows, {run.warmup_steps} of warm-up"
+        )
+
+    def say(self, text):
+        if self.is_first:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def add(self, measured):
+        self.last = {**self.last, **measured}
+        self.losses.append(measured["loss"])
+        self.tokens += measured["tokens"]
+        self.bar.update(self.run.step - self.bar.n)
+
+    def line(self, step):
+        """The interval's mean loss and its speed; both start anew afterwards."""
+        run = self.run
+        seconds = time.perf_counter() - self.interval_start
+        steps = len(self.losses)
+        finite = [loss for loss in self.losses if math.isfinite(loss)]
+        left_in_epoch = run.steps_per_epoch - (step - 1) % run.steps_per_epoch - 1
+        metrics = {
+            "step": step,
+            "epoch": (step - 1) // run.steps_per_epoch + 1,
+            "loss": sum(finite) / len(finite) if finite else None,
+            "lr": self.last["lr"],
+            "grad_norm": self.last["grad_norm"] if math.isfinite(self.last["grad_norm"]) else None,
+            "tokens": run.tokens,
+            "skipped": run.skipped,
+            "tokens_per_second": self.tokens / seconds,
+            "epoch_minutes_left": left_in_epoch * seconds / steps / 60,
+        }
+        share = self.flops_share(self.tokens / seconds)
+        text = (
+            f"step {step}/{run.total_steps} | loss {metrics['loss'] if finite else math.nan:.4f} | lr {metrics['lr']:.2e} | "
+            f"grad {self.last['grad_norm']:.2f} | {short_count(metrics['tokens_per_second'])} tok/s | "
+            + (f"MFU {share:.1%} | " if share else "")
+            + f"{(run.total_steps - step) * seconds / steps / 60:.1f} min left"
+            + (f" | {run.skipped} skipped" if run.skipped else "")
+        )
+        self.write({**metrics, "mfu": share} if share else metrics, text)
+        self.losses, self.tokens, self.interval_start = [], 0, time.perf_counter()
+
+    def validation(self, step, measured, probed):
+        text = f"step {step}/{self.run.total_steps} | val_loss {measured['val_loss']:.4f} | val_ppl {measured['val_ppl']:.2f} | val_bpb {measured['val_bpb']:.4f}"
+        text += "".join(f" | {name} {value:.1%}" if isinstance(value, float) else f" | {name} {value}" for name, value in probed.items())
+        self.last = {**self.last, **measured, **probed}
+        self.write({"step": step, **measured, **probed}, text)
+
+    @contextmanager
+    def paused(self):
+        """Time spent inside does not count against the speed of training."""
+        start = time.perf_counter()
+        yield
+        self.interval_start += time.perf_counter() - start
+
+    def write(self, metrics, text):
+        self.say(text)
+        if not self.is_first:
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(metrics) + "\n")
+        if self.wandb:
+            self.wandb.log(metrics, step=metrics["step"])
+
+    def flops_share(self, tokens_per_second):
+        """The share of the card's matrix arithmetic in use (MFU, Chowdhery et al. 2022, arXiv:2204.02311), None if its peak is unknown."""
+        run = self.run
+        if run.device.type != "cuda":
+            return None
+        peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name(run.device)]
+        c = run.model.config
+        matrices = run.model.num_parameters()  # a tied embedding counts once, as the head
+        causal_attention = c.num_hidden_layers * c.hidden_size * run.config.max_seq_len / 2 * 2
+        return tokens_per_second * (6 * matrices + 6 * causal_attention) / (peaks[0] * run.world) if peaks else None
+
+    def state(self):
+        """What a resumed run needs to write the same lines: the losses of an unfinished interval, and the last metrics."""
+        return {"losses": self.losses, "tokens": self.tokens, "last": self.last}
+
+    def restore(self, state):
+        """Take over the state, and cut metrics.jsonl back to the step that it belongs to."""
+        self.losses, self.tokens, self.last = state["losses"], state["tokens"], state["last"]
+        if self.is_first and self.path.is_file():
+            lines = read_metrics(self.path)
+            kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= self.run.step)
+            write_atomically(self.path, lambda path: path.write_text(kept, encoding="utf-8"))
+
+    def close(self):
+        self.bar.close()
+        if self.wandb:
+            self.wandb.finish()
+
+
+def short_count(number):
+    return f"{number / 1e6:.2f}M" if number >= 1e6 else f"{number / 1e3:.0f}k" if number >= 1e4 else f"{number:.0f}"
+
+
+def read_metrics(path):
+    """The lines of a metrics.jsonl; a last line that a crash cut short is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def draw_charts(folder, stage):
+    """charts/loss_<stage>.png, lr_<stage>.png and epoch_Time_<stage>.png from metrics.jsonl."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_metrics(folder / "metrics.jsonl")
+    charts = {
+        "loss": ({"loss": "training", "val_loss": "validation"}, "loss (nats per token)"),
+        "lr": ({"lr": "lr"}, "learning rate"),
+        "epoch_Time": ({"epoch_minutes_left": "left"}, "minutes left in the epoch"),
+    }
+    (folder / "charts").mkdir(exist_ok=True)
+    for name, (curves, label) in charts.items():
+        figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+        for key, legend in curves.items():
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points), label=legend, marker="o" if len(points) < 30 else None, markersize=3, linewidth=1.2)
+        axes.set(xlabel="step", ylabel=label, title=f"{name}_{stage}")
+        axes.grid(alpha=0.3)
+        if len(curves) > 1:
+            axes.legend()
+        write_atomically(folder / "charts" / f"{name}_{stage}.png", lambda path: figure.savefig(path, format="png", dpi=120))
+        pyplot.close(figure)
