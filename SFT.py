@@ -22,7 +22,7 @@ def main(argv=None):
     model = WeakWater.from_pretrained(find_checkpoint(config.init_from, made_by="pretrain.py"))
     tokenizer = ChatTokenizer(config.tokenizer or config.init_from)
     rows, validation = load_rows(config, tokenizer, "conversations")
-    train(model, rows, config, validation)
+    return train(model, rows, config, validation)
 
 
 if __name__ == "__main__":

@@ -284,6 +284,9 @@ class TokenCache:
         self.grades = np.memmap(self.folder / "grades.bin", dtype=np.uint8, mode="r")
         self.ends = np.fromfile(self.folder / "ends.bin", dtype=np.int64)
 
+    def __reduce__(self):
+        return TokenCache, (self.folder, self.tokenizer)  # a worker process maps the files itself
+
     def __len__(self):
         return len(self.ends)
 

@@ -35,7 +35,7 @@ def main(argv=None):
     tokenizer = ChatTokenizer(config.tokenizer or config.init_from)
     rows, validation = load_rows(config, tokenizer, "conversations")
     probe = partial(score, tokenizer=tokenizer, questions=validation.prompts(PROBED))
-    train(model, rows, config, validation, probe)
+    return train(model, rows, config, validation, probe)
 
 
 if __name__ == "__main__":

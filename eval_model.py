@@ -13,6 +13,8 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from Config import DEVICES_HELP, run_script
 from dataset import BOS, ChatTokenizer, PackedRows, open_cache
 from generate import Sampling, as_text, generate, stream
@@ -59,7 +61,7 @@ def score(model, tokenizer, questions, max_new_tokens=256):
 def score_file(model, tokenizer, path, max_new_tokens=256):
     """`score` over the single questions of a JSONL file."""
     cache = open_cache(path, tokenizer, "conversations")
-    questions = PackedRows(cache, range(len(cache)), model.config.max_position_embeddings).prompts(len(cache))
+    questions = PackedRows(cache, np.arange(len(cache)), model.config.max_position_embeddings).prompts(len(cache))
     return {"questions": len(questions), **score(model, tokenizer, questions, max_new_tokens)}
 
 
@@ -157,7 +159,7 @@ def load(args):
     model, tokenizer = WeakWater.from_pretrained(folder), ChatTokenizer(folder)
     if len(tokenizer) != model.config.vocab_size:
         raise ValueError(f"{folder}: found a tokenizer of {len(tokenizer)} tokens, the model's vocab_size is {model.config.vocab_size}")
-    return model.to(pick_device(args.device)).eval(), tokenizer
+    return model.to(pick_device(args.device)), tokenizer
 
 
 def main(argv=None):

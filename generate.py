@@ -70,7 +70,6 @@ def stream(model, prompts, sampling):
     one_more = torch.full((len(prompts), 1), PROMPT, device=device)
     generator = torch.Generator(device).manual_seed(sampling.seed)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    model.eval()
     for _ in range(longest, length):
         logits = model(ids, cache.mask(documents), cache=cache, last_only=True)[:, -1]  # (B, V)
         next_ids = sample(logits, sampling, generator).masked_fill(ended, config.eos_token_id)

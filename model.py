@@ -219,7 +219,11 @@ class WeakWater(nn.Module):
         hidden = self.model(input_ids, mask, cache)  # (B, T, C)
         if labels is None:
             return self.lm_head(hidden[:, -1:] if last_only else hidden)  # (B, T or 1, V)
-        return self.loss_sum(hidden.flatten(0, 1), labels.flatten(), weights.flatten())
+        hidden, labels, weights = hidden.flatten(0, 1), labels.flatten(), weights.flatten()
+        if hidden.device.type == "cpu":  # elsewhere their varying number costs more than the logits that nobody weighs
+            weighs = weights > 0
+            hidden, labels, weights = hidden[weighs], labels[weighs], weights[weighs]
+        return self.loss_sum(hidden, labels, weights)
 
     def loss_sum(self, hidden, labels, weights):
         """Sum of weight * -log p(label) over hidden (N, C), without ever holding all N x V logits and their gradients."""

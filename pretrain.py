@@ -22,7 +22,7 @@ def main(argv=None):
     else:
         model = WeakWater(LLMConfig.preset(config.preset, vocab_size=len(tokenizer)))
     rows, validation = load_rows(config, tokenizer, "text")
-    train(model, rows, config, validation)
+    return train(model, rows, config, validation)
 
 
 if __name__ == "__main__":

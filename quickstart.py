@@ -15,27 +15,23 @@ from pathlib import Path
 import distill
 import pretrain
 import SFT
-import train_tokenizer
-from Config import DEVICES_HELP, run_script
-from dataset import ChatTokenizer
+from Config import DEVICES_HELP, LLMConfig, run_script
+from dataset import BOS, ChatTokenizer
 from eval_model import score_file
 from generate import Sampling, generate
 from model import WeakWater, pick_device, write_atomically
 from tools.sample_data import FACT_CHECKS, write_sample_data
+from train_tokenizer import sample_lines, save_tokenizer, texts_of, train_tokenizer
 
 VOCAB_SIZE = 1536
-STEPS = {"pretrain": 300, "SFT": 150, "distill": 450}
-COMMON = {"preset": "tiny", "batch_size": 16, "max_seq_len": 256, "epochs": 100, "log_every": 10}
-FLAGS = {
-    "pretrain": {"learning_rate": 3e-3, "eval_every": 100, "save_every": 100},
-    "SFT": {"learning_rate": 2e-3, "eval_every": 50, "save_every": 50},
-    "distill": {"learning_rate": 2e-3, "eval_every": 100, "save_every": 100, "tag_weight": 1.0},
+COMMON = {"preset": "tiny", "batch_size": 16, "max_seq_len": 256, "epochs": 100, "log_every": 10, "eval_every": 50, "save_every": 100}
+STAGES = {
+    "pretrain": {"script": pretrain, "folder": "pretrain", "data": "pretrain", "steps": 200, "flags": {"learning_rate": 4e-3}},
+    "sft": {"script": SFT, "folder": "SFT", "data": "sft", "steps": 60, "from": "pretrain", "flags": {"learning_rate": 3e-3}},
+    "distill": {"script": distill, "folder": "distill", "data": "r1", "steps": 300, "from": "SFT", "flags": {"learning_rate": 4e-3}},
 }
-SCRIPTS = {"pretrain": pretrain, "SFT": SFT, "distill": distill}
-DATA = {"pretrain": "pretrain", "SFT": "sft", "distill": "r1"}
-BEFORE = {"SFT": "pretrain", "distill": "SFT"}
-STORY = "小明有345个苹果，又买了278个。小明一共有多少个苹果？"
-CONVERSATIONS = {"pretrain": ["小明有"], "SFT": ["你是谁？", STORY], "distill": ["你是谁？", STORY]}
+BEGINNING = "小明有"
+QUESTIONS = ["你是谁？", "小明有345个苹果，又买了278个。小明一共有多少个苹果？"]
 
 
 class Report:
@@ -43,12 +39,12 @@ class Report:
 
     def __init__(self, folder, settings):
         self.path = folder / "report.json"
-        self.parts = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {"seconds": 0.0}
-        if self.parts.setdefault("settings", settings) != settings:
+        self.parts = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {"settings": settings, "seconds": 0.0}
+        if self.parts["settings"] != settings:
             raise ValueError(f"{self.path}: found a run with {self.parts['settings']}, expected {settings}: use the same flags, or --fresh")
 
     def do(self, name, title, work):
-        """`work()` and its seconds, unless an earlier run has done it."""
+        """Put what `work()` returns under `name`, with its seconds, unless an earlier run has done it."""
         if name in self.parts:
             print(f"=== {title}: done before")
             return
@@ -58,72 +54,107 @@ class Report:
         seconds = time.perf_counter() - start
         self.parts[name] = {**result, "seconds": round(seconds, 1)}
         self.parts["seconds"] = round(self.parts["seconds"] + seconds, 1)
+        trained = [self.parts[part] for part in STAGES if part in self.parts]
+        if trained:
+            self.parts["tokens_per_second"] = round(sum(p["tokens"] for p in trained) / sum(p["train_seconds"] for p in trained))
         write_atomically(self.path, lambda path: path.write_text(json.dumps(self.parts, indent=2) + "\n", encoding="utf-8"))
 
 
-def train_stage(stage, folder, args):
-    """Run a stage's script; returns {val_loss, val_ppl, tokens}."""
-    data = folder / "data" / DATA[stage]
-    flags = {**COMMON, **FLAGS[stage], "seed": args.seed, "out_dir": folder / stage}
-    flags |= {"data_path": f"{data}.jsonl", "val_path": f"{data}_val.jsonl", "max_steps": max(2, round(STEPS[stage] * args.scale))}
-    flags |= {"init_from": folder / BEFORE[stage]} if stage in BEFORE else {"tokenizer": folder / "tokenizer"}
-    if args.device:
-        flags["device"] = args.device
-    last = SCRIPTS[stage].main([f"--{name}={value}" for name, value in flags.items()] + ["--resume"])
-    return {name: last[name] for name in ("val_loss", "val_ppl")}
+def make_data(folder, args):
+    paths = write_sample_data(folder / "data", args.seed, min(1.0, args.scale * 4))
+    return {"megabytes": round(sum(path.stat().st_size for path in paths.values()) / 1e6, 1)}
 
 
-def load_stage(stage, folder, args):
-    return WeakWater.from_pretrained(folder / stage).to(pick_device(args.device)), ChatTokenizer(folder / stage)
+def make_tokenizer(folder):
+    """From texts and conversations, since a vocabulary this small has no room for what only one of them needs."""
+    texts = [
+        text
+        for name, kind in (("pretrain", "text"), ("sft", "conversations"))
+        for text in texts_of(sample_lines(folder / "data" / f"{name}.jsonl"), kind)
+    ]
+    save_tokenizer(train_tokenizer(texts, VOCAB_SIZE), folder / "tokenizer", LLMConfig.preset("tiny").max_position_embeddings)
+    return {"vocab_size": VOCAB_SIZE}
 
 
-def score_stage(stage, folder, args):
-    """{reasoning_accuracy, well_formed, facts} of a stage on the held-out word problems and on FACT_CHECKS."""
-    model, tokenizer = load_stage(stage, folder, args)
-    scores = score_file(model, tokenizer, folder / "data" / f"{DATA[stage]}_test.jsonl")
-    replies = answer(model, tokenizer, [question for question, _ in FACT_CHECKS])
+def run_stage(name, folder, args):
+    """Train and, if it can answer, score a stage: {val_loss, val_ppl, tokens, train_seconds, ...}."""
+    stage = STAGES[name]
+    data = folder / "data" / stage["data"]
+    flags = COMMON | stage["flags"] | {"seed": args.seed, "out_dir": folder / stage["folder"], "max_steps": max(2, round(stage["steps"] * args.scale))}
+    flags |= {"data_path": f"{data}.jsonl", "val_path": f"{data}_val.jsonl"}
+    flags |= {"init_from": folder / stage["from"]} if "from" in stage else {"tokenizer": folder / "tokenizer"}
+    flags |= {"device": args.device} if args.device else {}
+    start = time.perf_counter()
+    last = stage["script"].main([f"--{flag}={value}" for flag, value in flags.items()] + ["--resume"])
+    result = {"val_loss": last["val_loss"], "val_ppl": last["val_ppl"], "tokens": last["tokens"], "train_seconds": round(time.perf_counter() - start, 1)}
+    return result | (score_stage(name, folder, args) if "from" in stage else {})
+
+
+def load_stage(name, folder, args):
+    folder = folder / STAGES[name]["folder"]
+    return WeakWater.from_pretrained(folder).to(pick_device(args.device)), ChatTokenizer(folder)
+
+
+def score_stage(name, folder, args):
+    """{reasoning_accuracy, well_formed, facts}: of the held-out word problems, and the share of FACT_CHECKS answered right."""
+    model, tokenizer = load_stage(name, folder, args)
+    scores = score_file(model, tokenizer, folder / "data" / f"{STAGES[name]['data']}_test.jsonl")
+    replies = [answer(model, tokenizer, question) for question, _ in FACT_CHECKS]
     known = [expected in reply for reply, (_, expected) in zip(replies, FACT_CHECKS)]
-    return {**scores, "facts": sum(known) / len(known)}
+    return {"reasoning_accuracy": scores["reasoning_accuracy"], "well_formed": scores["well_formed"], "facts": sum(known) / len(known)}
 
 
-def answer(model, tokenizer, questions):
-    """Greedy replies to single questions."""
-    prompts = [tokenizer.prompt_ids([{"role": "user", "content": question}]) for question in questions]
-    return [tokenizer.decode(ids) for ids in generate(model, prompts, Sampling(max_new_tokens=256))]
+def answer(model, tokenizer, question):
+    """The greedy reply to a question; a stage that cannot converse continues the text."""
+    prompt = tokenizer.prompt_ids([{"role": "user", "content": question}])
+    return tokenizer.decode(generate(model, [prompt], Sampling(max_new_tokens=256))[0])
+
+
+def print_conversations(folder, args):
+    for name, stage in STAGES.items():
+        model, tokenizer = load_stage(name, folder, args)
+        print(f"\n--- {name}")
+        if "from" in stage:
+            for question in QUESTIONS:
+                print(f"> {question}\n{answer(model, tokenizer, question)}")
+        else:
+            ids = generate(model, [[BOS, *tokenizer.encode(BEGINNING)]], Sampling(max_new_tokens=60))[0]
+            print(f"{BEGINNING}|{tokenizer.decode(ids)}")
 
 
 def print_scoreboard(parts):
     print(f"\n{'stage':<10}{'val_loss':>10}{'val_ppl':>10}{'reasoning':>11}{'well formed':>13}{'facts':>8}{'seconds':>9}")
-    for stage in SCRIPTS:
-        row = parts[stage]
-        line = f"{stage:<10}{row['val_loss']:>10.4f}{row['val_ppl']:>10.2f}"
-        if stage in BEFORE:
-            scores = parts[f"score {stage}"]
-            line += f"{scores['reasoning_accuracy']:>11.1%}{scores['well_formed']:>13.1%}{scores['facts']:>8.0%}"
-        else:
-            line += f"{'-':>11}{'-':>13}{'-':>8}"
-        print(line + f"{row['seconds']:>9.0f}")
-    print(f"{parts['seconds']:.0f} seconds in all, {parts['tokens_per_second']:.0f} useful tokens a second in training")
+    for name in STAGES:
+        row = parts[name]
+        shares = [f"{row[key]:.1%}" if key in row else "-" for key in ("reasoning_accuracy", "well_formed", "facts")]
+        print(f"{name:<10}{row['val_loss']:>10.4f}{row['val_ppl']:>10.2f}{shares[0]:>11}{shares[1]:>13}{shares[2]:>8}{row['seconds']:>9.0f}")
+    print(f"{parts['seconds']:.0f} seconds in all, {parts['tokens_per_second']} useful tokens a second in training")
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--fresh", action="store_true", help="delete out/quickstart first")
+    parser.add_argument("--fresh", action="store_true", help="delete out_dir first")
     parser.add_argument("--out_dir", default="out/quickstart", help="where everything goes (default: out/quickstart)")
     parser.add_argument("--seed", type=int, default=0, help="of data, weights and order (default: 0)")
-    parser.add_argument("--scale", type=float, default=1.0, help="part of the data and the steps; less is a rehearsal (default: 1)")
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the steps and the data; less than 1 is a rehearsal (default: 1)")
     parser.add_argument("--device", default="", help=DEVICES_HELP)
     args = parser.parse_args(argv)
+    if not 0 < args.scale <= 1:
+        raise ValueError(f"--scale ({args.scale}) must be above 0 and at most 1")
     folder = Path(args.out_dir)
-    if args.fresh:
-        shutil.rmtree(folder, ignore_errors=True)
+    if args.fresh and folder.is_dir():
+        shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(folder, {"seed": args.seed, "scale": args.scale})
-
-    report.do("data", "data", lambda: make_data(folder, args))
+    report.do("data", "generated data", lambda: make_data(folder, args))
     report.do("tokenizer", "tokenizer", lambda: make_tokenizer(folder))
-    for stage in SCRIPTS:
-        report.do(stage, stage, lambda: train_stage(stage, folder, args))
-        if stage in BEFORE:
-            report.do(f"score {stage}", f"scoring {stage} on held-out word problems", lambda: score_stage(stage, folder, args))
+    for name in STAGES:
+        report.do(name, name, lambda: run_stage(name, folder, args))
+    print_conversations(folder, args)
     print_scoreboard(report.parts)
+    distilled = folder / STAGES["distill"]["folder"]
+    print(f"all numbers: {report.path} | charts: {distilled / 'charts'} | go on chatting:\n    python eval_model.py --model_dir {distilled} --temperature 0")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -14,13 +14,15 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from Config import run_script
-from dataset import BYTE_OF_CHARACTER, CHAT_TEMPLATE, CONTROL_TOKENS, check_file, detect_kind, parse_line
+from dataset import BYTE_OF_CHARACTER, CHAT_TEMPLATE, CONTROL_TOKENS, DEFAULT_SYSTEM, check_file, detect_kind, parse_line
 from model import write_atomically
 
 # Qwen2's, so that llama.cpp knows it as tokenizer.ggml.pre = qwen2
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 SAMPLE_BYTES = 2**24
 SAMPLE_WINDOWS = 64
+CHAT_FRAME = f"system\n{DEFAULT_SYSTEM}\nuser\nassistant\n"  # in every conversation, so worth a few tokens of its own
+TEXTS_PER_CHAT_FRAME = 50
 SMALLEST_VOCABULARY = len(CONTROL_TOKENS) + len(BYTE_OF_CHARACTER)
 
 
@@ -52,6 +54,14 @@ def texts_of(lines, kind):
             yield from (message["content"] for message in record)
 
 
+def with_chat_frames(texts):
+    """The texts, and now and then what every conversation has in common: pretraining texts have none of it."""
+    for number, text in enumerate(texts):
+        if number % TEXTS_PER_CHAT_FRAME == 0:
+            yield CHAT_FRAME
+        yield text
+
+
 def train_tokenizer(texts, vocab_size):
     """A `tokenizers.Tokenizer` with exactly `vocab_size` entries. Raises ValueError when the texts do not give so many."""
     if not SMALLEST_VOCABULARY < vocab_size <= 2**16:
@@ -67,7 +77,7 @@ def train_tokenizer(texts, vocab_size):
         initial_alphabet=list(BYTE_OF_CHARACTER),
         max_token_length=48,  # bytes
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(with_chat_frames(texts), trainer)
     # <think> and the like are shown in replies, so they are added tokens but not special ones
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in CONTROL_TOKENS[:3]])
     tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in CONTROL_TOKENS[3:]])

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from Config import LLMConfig
 from dataset import Batch, ChatTokenizer
 from model import document_mask, pick_device, write_atomically
+from optimizer import make_optimizers
 
 MOST_SKIPPED_IN_A_ROW = 5
 PEAK_FLOPS = {  # of dense bf16 matrix products, from the makers' data sheets
@@ -43,7 +44,7 @@ MAY_DIFFER_ON_RESUME = {  # flags that change neither the weights nor the order 
 
 
 def train(model, rows, config, validation=None, probe=None):
-    """Train `model` (a WeakWater) on `rows` (PackedRows) as `config` (a TrainConfig) says; returns the last metrics.
+    """Train `model` (a WeakWater) on `rows` (PackedRows) as `config` (a TrainConfig) says; returns the last value of each metric.
 
     validation: PackedRows; probe: a function model -> {name: number}, called at each validation and logged with it.
     Raises ValueError when a resumed run differs from the one that was stopped, or when losses stop being numbers.
@@ -55,7 +56,6 @@ def train(model, rows, config, validation=None, probe=None):
         if config.resume:
             run.load(log)
         step_model = run.wrap()
-        model.train()
         with stop_signals() as stopped:
             for step in range(run.step + 1, run.total_steps + 1):
                 log.add(run.take_step(step, step_model))
@@ -65,9 +65,9 @@ def train(model, rows, config, validation=None, probe=None):
                     log.line(step)
                 with log.paused():
                     if validation and (step % config.eval_every == 0 or last):
-                        log.validation(step, evaluate(model, validation, run), probe(model) if probe else {})
-                        model.train()
-                    if step % config.save_every == 0 or last or stop:
+                        log.validation(step, evaluate(run, validation), probe(model) if probe else {})
+                    is_sound = not run.skipped_in_a_row  # else the last good checkpoint stays
+                    if (step % config.save_every == 0 and is_sound) or last or stop:
                         run.save(step, log)
                 if stop:
                     log.say(f"stopped at step {step}/{run.total_steps}, saved in {config.out_dir}: --resume goes on from here")
@@ -95,10 +95,11 @@ class Run:
         self.warmup_steps = config.warmup_steps if config.warmup_steps >= 0 else math.ceil(0.03 * self.total_steps)
         self.dtype = pick_dtype(config.dtype, device)
         self.compiled = wants_compile(config.compile, device)
-        self.optimizer = make_optimizer(model, config, device)
+        self.optimizers = make_optimizers(model, config.learning_rate, config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.step, self.skipped, self.skipped_in_a_row, self.tokens = 0, 0, 0, 0
         self.batches = None
+        self.forward = torch.compile(model) if self.compiled else model  # shares its parameters with model
 
     # ---- one step ----
 
@@ -110,8 +111,9 @@ class Run:
         sums = torch.tensor([[float(b.weights.sum()), float((b.document_ids > 0).sum())] for b in micro_batches], dtype=torch.float64)
         weight, tokens = self.over_all(sums.sum(0))
         lr = learning_rate(step, self.total_steps, self.warmup_steps, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(micro_batches, 1):
             is_last = number == len(micro_batches)
@@ -128,18 +130,20 @@ class Run:
 
     def update(self, step, loss):
         """Clip and apply the gradients, or drop them if they are not finite. Returns their norm before clipping."""
-        self.scaler.unscale_(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
         is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if is_finite:
-            self.scaler.step(self.optimizer)
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
             self.skipped_in_a_row = 0
         else:
             self.skipped += 1
             # a loss scale that is still too large is how fp16 finds its range, not a failure
             self.skipped_in_a_row += math.isfinite(loss) is False or not self.scaler.is_enabled()
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         if self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
             raise ValueError(
                 f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite {self.skipped_in_a_row} times in a row; "
@@ -162,19 +166,16 @@ class Run:
         return tensor
 
     def wrap(self):
-        """The model as steps call it: compiled, and shared between processes."""
-        model = self.model
-        if self.compiled:
-            model = torch.compile(model)
-        if self.world > 1:
-            model = DistributedDataParallel(model, device_ids=[self.device.index] if self.device.type == "cuda" else None)
-        return model
+        """`forward` as training calls it: with gradients summed over all processes."""
+        if self.world == 1:
+            return self.forward
+        return DistributedDataParallel(self.forward, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def loader(self, first_step):
         return DataLoader(
             self.rows,
             batch_sampler=self.micro_batches(first_step),
-            collate_fn=partial(stack, rows=self.config.batch_size),
+            collate_fn=partial(stack, rows=self.config.batch_size, row_length=self.rows.row_length),
             num_workers=self.config.num_workers,
             pin_memory=self.device.type == "cuda",
         )
@@ -212,7 +213,7 @@ class Run:
             "skipped": self.skipped,
             "log": log.state(),
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "rng": torch.get_rng_state(),
         }
@@ -238,7 +239,8 @@ class Run:
             if stored != here.get(name):
                 raise ValueError(f"{path}: the stopped run had {name} {stored}, this one has {here.get(name)}: use the same, or leave out --resume to start anew")
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, stored in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
         self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
@@ -261,10 +263,11 @@ def check_out_dir(folder, model, tokenizer):
         raise ValueError(f"{folder} holds a checkpoint with another tokenizer than {tokenizer.folder}: {advice}")
 
 
-def stack(batch, rows):
+def stack(batch, rows, row_length):
     """Rows -> a micro-batch of exactly `rows` rows; what is missing is padding, so that its shape never changes."""
-    padding = [Batch(*(torch.zeros_like(tensor) for tensor in batch[0]))] if batch else []
-    return default_collate(batch + padding * (rows - len(batch)))
+    nothing = torch.zeros(row_length, dtype=torch.long)
+    padding = Batch(input_ids=nothing, labels=nothing, weights=nothing.float(), document_ids=nothing)
+    return default_collate(batch + [padding] * (rows - len(batch)))
 
 
 def learning_rate(step, total_steps, warmup_steps, config):
@@ -274,14 +277,6 @@ def learning_rate(step, total_steps, warmup_steps, config):
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * cosine)
-
-
-def make_optimizer(model, config, device):
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101) that decays matrices and leaves the gains of the norms alone."""
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() >= 2]
-    gains = [parameter for parameter in model.parameters() if parameter.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": gains, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=device.type in ("cuda", "cpu"))
 
 
 def pick_dtype(name, device):
@@ -309,17 +304,16 @@ def wants_compile(asked, device):
 
 
 @torch.no_grad()
-def evaluate(model, validation, run):
+def evaluate(run, validation):
     """{val_loss, val_ppl, val_bpb}: nats per graded token, its exponential, and bits per byte of graded text."""
-    model.eval()
     size = min(run.config.batch_size, len(validation))
     batches = [range(begin, min(begin + size, len(validation))) for begin in range(0, len(validation), size)]
     token_bytes = torch.from_numpy(validation.cache.tokenizer.token_bytes)
     sums = torch.zeros(3, dtype=torch.float64)  # nats, weight, bytes
     for rows in batches[run.rank :: run.world]:
-        batch = stack([validation[row] for row in rows], size)
+        batch = stack([validation[row] for row in rows], size, validation.row_length)
         sums += torch.tensor([
-            float(run.loss_sum(model, batch)),
+            float(run.loss_sum(run.forward, batch)),
             float(batch.weights.sum()),
             float((token_bytes[batch.labels] * (batch.weights > 0)).sum()),
         ])  # fmt: skip
@@ -373,7 +367,8 @@ class Log:
         self.run = run
         self.is_first = run.rank == 0
         self.path = Path(run.config.out_dir) / "metrics.jsonl"
-        self.last = {}
+        self.last = {}      # the newest value of everything that was written
+        self.measured = {}  # what the newest step returned
         self.losses, self.tokens = [], 0
         self.interval_start = time.perf_counter()
         self.wandb = None
@@ -410,7 +405,7 @@ class Log:
             sys.stdout.flush()
 
     def add(self, measured):
-        self.last = {**self.last, **measured}
+        self.measured = measured
         self.losses.append(measured["loss"])
         self.tokens += measured["tokens"]
         self.bar.update(self.run.step - self.bar.n)
@@ -426,8 +421,8 @@ class Log:
             "step": step,
             "epoch": (step - 1) // run.steps_per_epoch + 1,
             "loss": sum(finite) / len(finite) if finite else None,
-            "lr": self.last["lr"],
-            "grad_norm": self.last["grad_norm"] if math.isfinite(self.last["grad_norm"]) else None,
+            "lr": self.measured["lr"],
+            "grad_norm": self.measured["grad_norm"] if math.isfinite(self.measured["grad_norm"]) else None,
             "tokens": run.tokens,
             "skipped": run.skipped,
             "tokens_per_second": self.tokens / seconds,
@@ -436,7 +431,7 @@ class Log:
         share = self.flops_share(self.tokens / seconds)
         text = (
             f"step {step}/{run.total_steps} | loss {metrics['loss'] if finite else math.nan:.4f} | lr {metrics['lr']:.2e} | "
-            f"grad {self.last['grad_norm']:.2f} | {short_count(metrics['tokens_per_second'])} tok/s | "
+            f"grad {self.measured['grad_norm']:.2f} | {short_count(metrics['tokens_per_second'])} tok/s | "
             + (f"MFU {share:.1%} | " if share else "")
             + f"{(run.total_steps - step) * seconds / steps / 60:.1f} min left"
             + (f" | {run.skipped} skipped" if run.skipped else "")
@@ -447,7 +442,6 @@ class Log:
     def validation(self, step, measured, probed):
         text = f"step {step}/{self.run.total_steps} | val_loss {measured['val_loss']:.4f} | val_ppl {measured['val_ppl']:.2f} | val_bpb {measured['val_bpb']:.4f}"
         text += "".join(f" | {name} {value:.1%}" if isinstance(value, float) else f" | {name} {value}" for name, value in probed.items())
-        self.last = {**self.last, **measured, **probed}
         self.write({"step": step, **measured, **probed}, text)
 
     @contextmanager
@@ -458,6 +452,7 @@ class Log:
         self.interval_start += time.perf_counter() - start
 
     def write(self, metrics, text):
+        self.last = {**self.last, **metrics}
         self.say(text)
         if not self.is_first:
             return

@@ -12,6 +12,7 @@ from tools.sample_data import write_sample_data
 from train_tokenizer import save_tokenizer, texts_of, train_tokenizer
 
 VOCAB_SIZE = 400
+torch.set_num_threads(1)  # for models this small, threads only wait for each other
 
 
 @pytest.fixture(scope="session")

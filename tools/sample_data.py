@@ -27,7 +27,8 @@ from pathlib import Path
 # ---------------------------------------------------------------------------------------------------------------------
 
 PRETRAIN_BYTES = 6_000_000   # of pretrain.jsonl
-WORKED_SHARE = 0.40          # of those bytes: sums worked out digit by digit, so that the skill is there before SFT
+WORKED_SHARE = 0.55          # of those bytes: sums worked out digit by digit, so that the skill is there before SFT
+WORKED_STORY_SHARE = 0.4     # of the worked sums: told as a story, from its question to its answer
 SFT_ITEMS = 14_000
 SFT_PROBLEM_SHARE = 0.35
 SFT_SYSTEM_SHARE = 0.03
@@ -693,7 +694,12 @@ PROSE_OPENINGS = ["{season}到了。", "我喜欢{season}。", "{season}的天�
 
 
 def worked_text(rng, bank):
-    """A calculation without a story, in the step language of the R1 replies, and never a held-out one."""
+    """A calculation with or without a story, in the step language of the R1 replies, and never a held-out one."""
+    if rng.random() < WORKED_STORY_SHARE:
+        while True:
+            problem = make_problem(rng, rng.choice(KINDS))
+            if not bank.is_reserved(operations(problem.kind, problem.numbers)):
+                return problem.question + problem.steps + problem.answer
     while True:
         kind = rng.choices(KINDS, weights=[22, 26, 24, 8, 5, 5, 5, 5])[0]
         numbers = draw_numbers(rng, kind)

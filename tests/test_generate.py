@@ -1,0 +1,183 @@
+"""Sampling, streaming and chat."""
+
+import io
+import sys
+
+import pytest
+import torch
+from conftest import conversation, tiny_model
+
+import eval_model
+from eval_model import final_answer, fit, is_well_formed
+from generate import Sampling, as_text, generate, sample, stream
+
+
+def greedy_by_hand(model, prompt, count):
+    ids = list(prompt)
+    with torch.no_grad():
+        for _ in range(count):
+            ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_greedy_stream_takes_the_likeliest_token_of_a_full_forward():
+    model = tiny_model()
+    expected = greedy_by_hand(model, [1, 50, 60, 70], 20)
+    streamed = [ids[0] for ids in stream(model, [[1, 50, 60, 70]], Sampling(max_new_tokens=20))]
+    assert streamed == (expected[: expected.index(2) + 1] if 2 in expected else expected)
+
+
+def test_prompts_answered_together_get_the_replies_they_get_alone():
+    model = tiny_model(3)
+    prompts = [[1, 50], [1, 60, 70, 80, 90, 100], [1, 7, 9], [1] + list(range(20, 60))]
+    alone = [generate(model, [prompt], Sampling(max_new_tokens=30))[0] for prompt in prompts]
+    assert generate(model, prompts, Sampling(max_new_tokens=30)) == alone
+    assert len({tuple(reply) for reply in alone}) == 4
+
+
+def test_generation_stops_at_the_end_token_the_limit_and_the_context():
+    model = tiny_model()
+    assert len(generate(model, [[1, 50]], Sampling(max_new_tokens=5))[0]) == 5
+    long = [1] + [50] * 120
+    assert len(generate(model, [long], Sampling(max_new_tokens=500))[0]) <= 128 - 121
+    with torch.no_grad():
+        model.model.embed_tokens.weight[2] *= 50  # the end token wins sooner or later
+    reply = generate(model, [[1, 50, 60]], Sampling(max_new_tokens=100))[0]
+    assert 2 not in reply and len(reply) < 100
+
+
+def test_prompt_without_room_is_refused():
+    with pytest.raises(ValueError, match="found a prompt of 128 tokens, expected 1 to 127"):
+        next(stream(tiny_model(), [[1] * 128], Sampling()))
+
+
+def test_same_seed_gives_the_same_reply_and_another_seed_another():
+    model = tiny_model()
+    first, again, other = (generate(model, [[1, 50]], Sampling(temperature=1.0, max_new_tokens=20, seed=seed)) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("sampling, kept", [(Sampling(1.0, top_k=2), [0, 1]), (Sampling(1.0, top_p=0.7), [0, 1]), (Sampling(1.0, top_p=0.5), [0])])
+def test_top_k_and_top_p_keep_the_likeliest_and_leave_their_ratio(sampling, kept):
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    drawn = sample(probabilities.log().expand(20_000, 4), sampling, torch.Generator().manual_seed(0))
+    share = torch.bincount(drawn, minlength=4) / 20_000
+    expected = torch.zeros(4)
+    expected[kept] = probabilities[kept] / probabilities[kept].sum()
+    torch.testing.assert_close(share, expected, atol=0.015, rtol=0)
+
+
+def test_temperature_sharpens_by_its_formula():
+    logits = torch.tensor([1.0, 0.0, -1.0])
+    drawn = sample(logits.expand(20_000, 3), Sampling(0.5), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(torch.bincount(drawn, minlength=3) / 20_000, (logits / 0.5).softmax(0), atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"max_new_tokens": 0}])
+def test_sampling_that_chooses_nothing_is_refused(bad):
+    with pytest.raises(ValueError, match=f"--{next(iter(bad))}"):
+        Sampling(**bad)
+
+
+def test_text_is_streamed_in_whole_characters(tokenizer):
+    text = "龘😀你好<think>é"
+    ids = tokenizer.encode("龘😀你好") + [3] + tokenizer.encode("é")
+    pieces = list(as_text(tokenizer, ids))
+    assert "".join(pieces) == text
+    assert all("\ufffd" not in piece for piece in pieces) and len(pieces) > 3
+
+
+def test_broken_characters_become_one_sign_and_lose_nothing_after(tokenizer):
+    half = tokenizer.encode("龘")[:-1]
+    assert "".join(as_text(tokenizer, half + tokenizer.encode("a"))) == "\ufffda"
+    assert "".join(as_text(tokenizer, half)) == "\ufffd"
+
+
+# ---- scoring ----
+
+
+@pytest.mark.parametrize(
+    "reply, well_formed, answer",
+    [
+        ("<think>3+4=7</think>\n<answer>一共7个。</answer>", True, "7"),
+        ("<think>3+4=7</think><answer>小红多</answer>", True, "小红多"),
+        ("<think>3</think>\n<answer></answer>", False, "3"),
+        ("<think>3</think>\n<answer>7", False, "7"),
+        ("<think>a<think>b</think><answer>7</answer>", False, "7"),
+        ("好。<think>3</think><answer>7</answer>", False, "7"),
+        ("一共12.5元。", False, "12.5"),
+        ("小红更多。", False, "小红更多"),
+    ],
+)
+def test_replies_are_judged_by_form_and_final_answer(reply, well_formed, answer):
+    assert is_well_formed(reply) is well_formed
+    assert final_answer(reply) == answer
+
+
+# ---- chat ----
+
+
+def test_history_loses_its_oldest_turns_first_and_keeps_the_system_message(tokenizer):
+    messages = conversation("第一问", "第一答", "第二问", "第二答", "第三问", system="你是老师。")
+    whole = tokenizer.prompt_ids(messages)
+    ids, kept = fit(tokenizer, messages, len(whole))
+    assert (ids, kept) == (whole, messages)
+    ids, kept = fit(tokenizer, messages, len(whole) - 1)
+    assert kept == [messages[0], *messages[3:]] and ids == tokenizer.prompt_ids(kept)
+    shortest = len(tokenizer.prompt_ids([messages[0], messages[-1]]))
+    assert fit(tokenizer, messages, shortest)[1] == [messages[0], messages[-1]]
+    with pytest.raises(ValueError, match=f"found a message of {shortest} tokens, expected at most {shortest - 1}"):
+        fit(tokenizer, messages, shortest - 1)
+
+
+@pytest.fixture
+def folder(tokenizer, tmp_path):
+    tiny_model(max_position_embeddings=512).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_a_pipe_is_answered_line_by_line_with_the_turns_before(folder, tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("你好\n\n再见\n"))
+    seen = []
+    monkeypatch.setattr(eval_model, "stream", lambda model, prompts, sampling: seen.append(prompts[0]) or iter([tokenizer.encode("好")[:1], [2]]))
+    eval_model.main(["--model_dir", folder, "--device", "cpu"])
+    reply = tokenizer.decode(tokenizer.encode("好")[:1])
+    assert seen[0] == tokenizer.prompt_ids(conversation("你好"))
+    assert seen[1] == tokenizer.prompt_ids(conversation("你好", reply, "再见"))
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_program(folder, tokenizer, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("一\n二\n"))
+    prompts = []
+
+    def interrupted(model, prompt, sampling):
+        prompts.append(prompt[0])
+        yield tokenizer.encode("a")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(eval_model, "stream", interrupted)
+    eval_model.main(["--model_dir", folder, "--device", "cpu"])
+    assert len(prompts) == 2 and capsys.readouterr().out == "a [stopped]\na [stopped]\n"
+
+
+def test_prompt_gives_one_answer_and_the_same_seed_the_same(folder, capsys):
+    outputs = []
+    for _ in range(2):
+        eval_model.main(["--model_dir", folder, "--prompt", "你好", "--max_new_tokens", "12", "--seed", "3", "--device", "cpu"])
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and outputs[0].strip()
+
+
+def test_pretrained_mode_continues_the_text(folder, tokenizer, monkeypatch):
+    seen = []
+    monkeypatch.setattr(eval_model, "stream", lambda model, prompts, sampling: seen.append(prompts[0]) or iter([[2]]))
+    eval_model.main(["--model_mode", "0", "--model_dir", folder, "--prompt", "小明有", "--device", "cpu"])
+    assert seen == [[1, *tokenizer.encode("小明有")]]
+
+
+def test_missing_model_names_the_script_that_makes_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="out/distill not found: run distill.py first"):
+        eval_model.main(["--prompt", "你好"])

@@ -1,0 +1,76 @@
+"""The generated data: right answers, no question shared between the splits, the same bytes for the same seed."""
+
+import json
+import random
+import re
+
+import pytest
+from eval_model import final_answer, is_well_formed
+from tools.sample_data import FACT_CHECKS, KINDS, make_problem, write_sample_data
+
+RESULT = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "compare": lambda a, b: abs(a - b),
+    "add_then_subtract": lambda a, b, c: a + b - c,
+    "multiply_then_add": lambda a, b, c: a * b + c,
+    "subtract_twice": lambda a, b, c: a - b - c,
+    "multiply_then_subtract": lambda a, b, c: a * b - c,
+}
+
+
+@pytest.fixture(scope="module")
+def conversations(data):
+    return {name: [json.loads(line)["conversations"] for line in path.read_text(encoding="utf-8").splitlines()] for name, path in data.items() if "pretrain" not in name}
+
+
+def questions(conversations):
+    return {message["content"] for messages in conversations for message in messages if message["role"] == "user"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_answer_is_right_when_computed_from_the_question(kind):
+    rng = random.Random(3)
+    for _ in range(200):
+        problem = make_problem(rng, kind)
+        numbers = [int(number) for number in re.findall(r"\d+", problem.question)]
+        assert final_answer(problem.answer) == str(RESULT[kind](*numbers))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_equation_in_the_steps_is_true(kind):
+    rng = random.Random(4)
+    for _ in range(100):
+        for equation in re.findall(r"[\d+×-]+(?:=[\d+×-]+)+", make_problem(rng, kind).steps):
+            values = {eval(part.replace("×", "*")) for part in re.sub(r"\b0+(?=\d)", "", equation).split("=")}
+            assert len(values) == 1, equation
+
+
+def test_train_validation_and_test_share_no_word_problem(conversations, data):
+    held_out = questions(conversations["r1_test"]) | {q for q in questions(conversations["r1_val"]) | questions(conversations["sft_val"]) if len(re.findall(r"\d{2,}", q)) > 1}
+    assert len(held_out) > 300
+    assert not held_out & (questions(conversations["sft"]) | questions(conversations["r1"]))
+    assert not questions(conversations["r1_test"]) & (questions(conversations["r1_val"]) | questions(conversations["sft_val"]))
+    pretrain = data["pretrain"].read_text(encoding="utf-8")
+    assert not [question for question in held_out if question in pretrain]
+
+
+def test_both_test_files_ask_the_same_questions_and_agree(conversations):
+    for direct, reasoned in zip(conversations["sft_test"], conversations["r1_test"], strict=True):
+        assert direct[0] == reasoned[0]
+        assert final_answer(direct[1]["content"]) == final_answer(reasoned[1]["content"])
+        assert is_well_formed(reasoned[1]["content"]) and not is_well_formed(direct[1]["content"])
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(data, tmp_path):
+    again = write_sample_data(tmp_path / "a", seed=1, scale=0.01)
+    other = write_sample_data(tmp_path / "b", seed=2, scale=0.01)
+    for name, path in data.items():
+        assert again[name].read_bytes() == path.read_bytes()
+    assert other["r1"].read_bytes() != data["r1"].read_bytes()
+
+
+def test_checked_facts_are_taught(conversations):
+    for name in ("sft", "r1"):
+        assert {question for question, _ in FACT_CHECKS} <= questions(conversations[name])

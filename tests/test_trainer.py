@@ -1,0 +1,348 @@
+"""The loop: steps, schedule, resume, what is not finite, and what is written down."""
+
+import json
+import math
+import os
+import pickle
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+
+import trainer
+from Config import TrainConfig
+from dataset import PackedRows, open_cache
+from model import WeakWater
+from optimizer import Muon, make_optimizers, orthogonalize
+from trainer import Run, evaluate, learning_rate, pick_dtype, read_metrics, train
+
+
+@pytest.fixture(scope="module")
+def rows(tokenizer, data, tmp_path_factory):
+    cache = open_cache(data["r1_val"], tokenizer, "conversations", cache_dir=tmp_path_factory.mktemp("cache"))
+    return PackedRows(cache, np.arange(30), 128, tag_weight=3.0)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(
+        stage="test", out_dir=str(tmp_path / "run"), batch_size=3, accumulation_steps=2, max_seq_len=128, epochs=2, tag_weight=3.0,
+        learning_rate=3e-3, device="cpu", log_every=1, eval_every=3, save_every=2, compile=False, seed=5,
+    )  # fmt: skip
+
+
+def weights_of(model):
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def trained(rows, config, **changes):
+    model = tiny_model()
+    train(model, rows, replace(config, **changes))
+    return weights_of(model)
+
+
+# ---- a step ----
+
+
+@pytest.mark.parametrize("batch_size, accumulation_steps", [(6, 1), (2, 3), (1, 6)])
+def test_step_does_not_depend_on_how_it_is_cut_into_micro_batches(batch_size, accumulation_steps, rows, config, tmp_path):
+    whole = trained(rows, config, out_dir=str(tmp_path / "a"), epochs=1)
+    cut = trained(rows, config, out_dir=str(tmp_path / "b"), epochs=1, batch_size=batch_size, accumulation_steps=accumulation_steps)
+    torch.testing.assert_close(cut, whole, rtol=1e-3, atol=1e-5)
+
+
+def test_one_step_is_the_written_out_update_of_the_weighted_mean(rows, config):
+    config = replace(config, batch_size=len(rows), accumulation_steps=1, epochs=1, grad_clip=1e9, warmup_steps=0, min_lr_ratio=1.0)
+    model, expected = tiny_model(), tiny_model()
+    train(model, rows, config)
+    nll, weight = 0.0, 0.0
+    for number in range(len(rows)):  # one document at a time, without packing
+        row = rows[number]
+        for document in range(1, int(row.document_ids.max()) + 1):
+            its = row.document_ids == document
+            log_p = expected(row.input_ids[its][None])[0].log_softmax(-1)
+            nll = nll - (log_p.gather(1, row.labels[its][:, None])[:, 0] * row.weights[its]).sum()
+            weight += row.weights[its].sum()
+    (nll / weight).backward()
+    for (name, moved), start in zip(model.named_parameters(), expected.parameters()):
+        g, lr = start.grad, config.learning_rate
+        kept = start * (1 - lr * (config.weight_decay if start.dim() == 2 else 0))
+        if "layers" in name and start.dim() == 2:  # Muon: the nearest semi-orthogonal matrix, from a singular value decomposition
+            left, _, right = torch.linalg.svd(g, full_matrices=False)
+            direction = (kept - moved) / (lr * 0.2 * max(g.shape) ** 0.5)
+            singular = torch.linalg.svdvals(direction)
+            assert torch.nn.functional.cosine_similarity(direction.flatten(), (left @ right).flatten(), dim=0) > 0.95, name
+            assert 0.5 < singular.median() < 1.3 and singular.max() < 1.3, name
+        else:
+            update = lr * g / (g.abs() + 1e-8)  # AdamW: both moments, bias-corrected, at step 1
+            is_clear = g.abs() > 1e-4           # elsewhere rounding decides the sign
+            torch.testing.assert_close(moved[is_clear], (kept - update)[is_clear], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_last_step_of_an_epoch_takes_the_rows_that_are_left(rows, config):
+    run = Run(tiny_model(), rows, config, 0, 1, torch.device("cpu"))
+    assert run.steps_per_epoch == math.ceil(len(rows) / 6) and run.total_steps == 2 * run.steps_per_epoch
+    batches = list(run.micro_batches(1))
+    assert len(batches) == run.total_steps * 2
+    first, second = batches[: len(batches) // 2], batches[len(batches) // 2 :]
+    for epoch in (first, second):
+        assert sorted(sum(epoch, [])) == list(range(len(rows)))
+    assert first != second
+    assert list(run.micro_batches(4)) == batches[6:]
+
+
+def test_processes_share_a_step_without_overlap(rows, config):
+    config = replace(config, accumulation_steps=4)
+    alone = list(Run(tiny_model(), rows, config, 0, 1, torch.device("cpu")).micro_batches(1))
+    shares = [list(Run(tiny_model(), rows, config, rank, 2, torch.device("cpu")).micro_batches(1)) for rank in (0, 1)]
+    assert [batch for pair in zip(*shares) for batch in pair] == alone
+
+
+def test_accumulation_that_processes_cannot_share_is_refused(rows, config):
+    with pytest.raises(ValueError, match=r"--accumulation_steps \(2\) must be a multiple of the number of processes \(3\)"):
+        Run(tiny_model(), rows, config, 0, 3, torch.device("cpu"))
+
+
+def test_batches_from_worker_processes_are_the_same(rows, config):
+    loaded = []
+    for workers in (0, 2):
+        run = Run(tiny_model(), rows, replace(config, num_workers=workers), 0, 1, torch.device("cpu"))
+        loaded.append(torch.cat([batch.input_ids for batch in run.loader(1)]))
+    assert torch.equal(*loaded)
+
+
+def test_rows_reach_a_spawned_process_without_their_memory(rows):
+    copied = pickle.loads(pickle.dumps(rows))
+    assert len(pickle.dumps(rows)) < 200_000 and all(map(torch.equal, copied[3], rows[3]))
+
+
+@pytest.mark.slow
+def test_compiled_training_equals_eager_training(rows, config, tmp_path):
+    eager = trained(rows, config, out_dir=str(tmp_path / "eager"))
+    torch.testing.assert_close(trained(rows, config, out_dir=str(tmp_path / "compiled"), compile=True), eager, rtol=1e-3, atol=1e-4)
+
+
+# ---- schedule and optimizer ----
+
+
+def test_learning_rate_warms_up_to_its_peak_and_falls_to_its_floor():
+    config = TrainConfig(learning_rate=2.0, min_lr_ratio=0.1)
+    rates = [learning_rate(step, 110, 10, config) for step in range(1, 111)]
+    assert rates[:10] == pytest.approx([0.2 * step for step in range(1, 11)])
+    assert max(rates) == rates[9] == 2.0
+    assert all(a > b for a, b in zip(rates[9:], rates[10:]))
+    assert rates[59] == pytest.approx(0.2 + 0.9)  # half way: the mean of peak and floor
+    assert rates[-1] == pytest.approx(0.2)
+
+
+def test_every_parameter_has_one_optimizer_and_norms_are_not_decayed():
+    model = tiny_model(tie_word_embeddings=False)
+    muon, adamw = make_optimizers(model, 1e-3, weight_decay=0.1)
+    held = [parameter for optimizer in (muon, adamw) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(map(id, held)) == sorted(map(id, model.parameters()))
+    matrices, gains = adamw.param_groups
+    assert {id(parameter) for parameter in matrices["params"]} == {id(model.model.embed_tokens.weight), id(model.lm_head.weight)}
+    assert {parameter.dim() for parameter in gains["params"]} == {1} and gains["weight_decay"] == 0
+
+
+@pytest.mark.parametrize("shape", [(4, 30, 10), (4, 10, 30), (4, 16, 16)])
+def test_orthogonalize_is_close_to_the_polar_factor(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    assert torch.nn.functional.cosine_similarity(orthogonalize(matrices).flatten(1), (left @ right).flatten(1)).min() > 0.95
+
+
+def test_muon_follows_pytorchs_own_where_that_exists():
+    if not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch.optim.Muon came with 2.9")
+    weights = [torch.randn(24, 40, generator=torch.Generator().manual_seed(2)).requires_grad_() for _ in range(2)]
+    ours = Muon([weights[0]], lr=0.1, weight_decay=0.1)
+    theirs = torch.optim.Muon([weights[1]], lr=0.1, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(5):
+        for weight, optimizer in zip(weights, (ours, theirs)):
+            weight.grad = torch.randn(24, 40, generator=torch.Generator().manual_seed(step))
+            optimizer.step()
+    torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0.02)  # theirs iterates in bfloat16
+
+
+def test_half_precision_needs_a_gpu():
+    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
+    with pytest.raises(ValueError, match="--dtype fp16 needs a CUDA device"):
+        pick_dtype("fp16", torch.device("cpu"))
+
+
+def test_bf16_loss_is_close_to_fp32(rows, config):
+    losses = []
+    for dtype in ("fp32", "bf16"):
+        run = Run(tiny_model(), rows, replace(config, dtype=dtype), 0, 1, torch.device("cpu"))
+        losses.append(evaluate(run, rows)["val_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-2) and losses[1] != losses[0]
+
+
+# ---- validation ----
+
+
+def test_validation_is_the_mean_over_graded_tokens_and_bits_per_byte(tokenizer, rows, config):
+    plain = PackedRows(rows.cache, rows.documents, 128)
+    run = Run(tiny_model(), rows, replace(config, batch_size=4), 0, 1, torch.device("cpu"))
+    nll, count, text = 0.0, 0, b""
+    with torch.no_grad():
+        for start, length in zip(plain.starts, plain.lengths):
+            ids = torch.tensor(plain.cache.ids[start : start + length + 1].astype(int))
+            graded = torch.tensor(plain.cache.grades[start + 1 : start + length + 1] > 0)
+            log_p = run.model(ids[None, :-1])[0].log_softmax(-1)
+            nll -= float(log_p.gather(1, ids[1:, None])[:, 0][graded].sum())
+            count += int(graded.sum())
+            text += b"".join(tokenizer.bytes_of(id) for id in ids[1:][graded].tolist() if id > 6)
+    measured = evaluate(run, plain)
+    assert measured["val_loss"] == pytest.approx(nll / count, rel=1e-4)
+    assert measured["val_ppl"] == pytest.approx(math.exp(nll / count), rel=1e-3)
+    assert measured["val_bpb"] == pytest.approx(nll / math.log(2) / len(text), rel=1e-4)
+
+
+# ---- resume ----
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+def test_resumed_run_is_bit_identical(stop_at, rows, config, tmp_path, monkeypatch):
+    whole = trained(rows, config, out_dir=str(tmp_path / "whole"))
+    cut = replace(config, out_dir=str(tmp_path / "cut"))
+    with monkeypatch.context() as patch:
+        take_step = Run.take_step
+
+        def crash(run, step, model):
+            if step == stop_at:
+                raise Stopped
+            return take_step(run, step, model)
+
+        patch.setattr(Run, "take_step", crash)
+        with pytest.raises(Stopped):
+            trained(rows, cut)
+    model = tiny_model(seed=9)  # as if built anew: nothing but the saved state may matter
+    if stop_at == 1:
+        model = tiny_model()  # killed before the first checkpoint: it starts again
+    train(model, rows, replace(cut, resume=True))
+    assert torch.equal(weights_of(model), whole)
+    saved = [WeakWater.from_pretrained(tmp_path / name) for name in ("whole", "cut")]
+    assert torch.equal(*map(weights_of, saved))
+    timeless = [[{k: v for k, v in line.items() if k not in ("tokens_per_second", "epoch_minutes_left")} for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "cut")]
+    assert timeless[0] == timeless[1]
+
+
+def test_resuming_a_finished_run_changes_nothing(rows, config):
+    first = trained(rows, config)
+    assert torch.equal(trained(rows, config, resume=True), first)
+
+
+@pytest.mark.parametrize("change", [{"batch_size": 2}, {"seed": 6}, {"epochs": 3}, {"accumulation_steps": 4}, {"learning_rate": 1e-4}])
+def test_resuming_another_run_is_refused_by_name(change, rows, config):
+    trained(rows, config, epochs=1)
+    (name, value), = change.items()
+    with pytest.raises(ValueError, match=f"{name}.*this one has {value}"):
+        trained(rows, config, **{"epochs": 1, "resume": True, **change})
+
+
+def test_resuming_with_other_data_or_model_is_refused(rows, config):
+    trained(rows, config)
+    with pytest.raises(ValueError, match="had data"):
+        trained(PackedRows(_other_cache(rows), rows.documents, 128, tag_weight=3.0), config, resume=True)
+    with pytest.raises(ValueError, match="holds another model's checkpoint \\(num_hidden_layers 3, here 2\\)"):
+        train(tiny_model(num_hidden_layers=2), rows, replace(config, resume=True))
+
+
+def _other_cache(rows):
+    import copy
+
+    cache = copy.copy(rows.cache)
+    cache.about = {**cache.about, "sha256": "other"}
+    return cache
+
+
+def test_stop_signal_saves_and_leaves_with_its_code(rows, config, monkeypatch):
+    whole = trained(rows, config)
+    config = replace(config, out_dir=config.out_dir + "2", save_every=100)
+    take_step = Run.take_step
+
+    def interrupted(run, step, model):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return take_step(run, step, model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "take_step", interrupted)
+        with pytest.raises(SystemExit) as stop:
+            trained(rows, config)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert torch.equal(trained(rows, config, resume=True), whole)
+
+
+# ---- what is not finite ----
+
+
+def test_update_that_is_not_finite_is_skipped_and_counted(rows, config, monkeypatch):
+    loss_sum = Run.loss_sum
+    calls = []
+
+    def planted(run, model, batch):
+        calls.append(1)
+        return loss_sum(run, model, batch) * (math.nan if len(calls) == 3 else 1)
+
+    monkeypatch.setattr(Run, "loss_sum", planted)
+    model = tiny_model()
+    last = train(model, rows, config)
+    assert torch.isfinite(weights_of(model)).all() and math.isfinite(last["loss"])
+    lines = read_metrics(trainer.Path(config.out_dir) / "metrics.jsonl")
+    assert [line["skipped"] for line in lines[:3]] == [0, 1, 1] and lines[1]["loss"] is None
+
+
+def test_losses_that_stay_not_finite_stop_the_run_and_leave_the_checkpoint(rows, config, monkeypatch):
+    trained(rows, config, epochs=1)
+    good = weights_of(WeakWater.from_pretrained(config.out_dir))
+    monkeypatch.setattr(Run, "loss_sum", lambda run, model, batch: model(batch.input_ids, None, batch.labels, batch.weights) * math.nan)
+    with pytest.raises(ValueError, match="step 6: loss nan.*not finite 6 times in a row"):
+        trained(rows, config, epochs=9)
+    assert torch.equal(weights_of(WeakWater.from_pretrained(config.out_dir)), good)
+
+
+# ---- what is written down ----
+
+
+def test_checkpoint_of_another_model_is_not_overwritten(rows, config):
+    trained(rows, config, epochs=1)
+    with pytest.raises(ValueError, match="holds another model's checkpoint"):
+        train(tiny_model(hidden_size=24), rows, config)
+
+
+def test_metrics_charts_and_probe_are_written(rows, config):
+    validation = PackedRows(rows.cache, np.arange(30, 40), 128)
+    last = train(tiny_model(), rows, config, validation, probe=lambda model: {"well_formed": 0.25})
+    lines = read_metrics(trainer.Path(config.out_dir) / "metrics.jsonl")
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    assert set(steps[0]) == {"step", "epoch", "loss", "lr", "grad_norm", "tokens", "skipped", "tokens_per_second", "epoch_minutes_left"}
+    assert steps[-1]["tokens"] == 2 * rows.useful and steps[-1]["epoch_minutes_left"] == 0
+    validations = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in validations] == [s for s in range(1, len(steps)) if s % 3 == 0] + [len(steps)] * (len(steps) % 3 > 0 or 1)
+    assert all(line["well_formed"] == 0.25 for line in validations) and last["well_formed"] == 0.25
+    names = sorted(path.name for path in (trainer.Path(config.out_dir) / "charts").iterdir())
+    assert names == ["epoch_Time_test.png", "loss_test.png", "lr_test.png"]
+
+
+def test_training_state_holds_no_code(rows, config):
+    trained(rows, config, epochs=1)
+    state = torch.load(trainer.Path(config.out_dir) / "training_state.pt", weights_only=True)
+    assert state["step"] == state["identity"]["epochs"] * math.ceil(len(rows) / 6)
+    assert not list(trainer.Path(config.out_dir).glob("*.tmp"))
+
+
+def test_half_written_last_line_of_metrics_is_left_out(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(json.dumps({"step": 1}) + "\n" + '{"ste')
+    assert read_metrics(path) == [{"step": 1}]
