@@ -7,6 +7,8 @@ written once; each training script starts from its own recipe and lets the comma
 
 import argparse
 import json
+import math
+import os
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -103,7 +105,8 @@ class LLMConfig:
 
 PRESETS = {
     "30m": {},  # 28,975,616 parameters with the vocabulary of 6400
-    "tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2),
+    "small": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2),
+    "tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, rope_theta=1e4),
 }
 
 
@@ -133,7 +136,7 @@ class TrainConfig:
     learning_rate: float = flag(1e-3, "peak learning rate")
     warmup_steps: int = flag(-1, "steps of linear warm-up (-1: 3 in 100 of all steps)")
     min_lr_ratio: float = flag(0.1, "the floor of the cosine, as a part of the peak")
-    weight_decay: float = flag(0.1, "AdamW's decay, on matrices only")
+    weight_decay: float = flag(0.1, "decay of the matrices and the embedding")
     grad_clip: float = flag(1.0, "largest norm of the gradient")
     dtype: str = flag("auto", "arithmetic of the matrix products (auto: bf16 or else fp16 on CUDA, fp32 elsewhere)", choices=list(DTYPES))
     device: str = flag("", DEVICES_HELP)
@@ -148,17 +151,28 @@ class TrainConfig:
     use_wandb: bool = flag(False, "also log to Weights & Biases")
 
     def __post_init__(self):
-        positive = "epochs batch_size accumulation_steps log_every eval_every save_every learning_rate grad_clip"
+        positive = "epochs batch_size accumulation_steps log_every eval_every save_every learning_rate grad_clip tag_weight"
         for name in positive.split():
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} ({getattr(self, name)}) must be greater than 0")
         for name in "max_steps weight_decay num_workers seed".split():
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} ({getattr(self, name)}) must not be negative")
+        if self.warmup_steps < -1:
+            raise ValueError(f"--warmup_steps ({self.warmup_steps}) must be at least 0, or -1")
         if self.max_seq_len < 8:
             raise ValueError(f"--max_seq_len ({self.max_seq_len}) must be at least 8")
         if not 0 <= self.min_lr_ratio <= 1:
             raise ValueError(f"--min_lr_ratio ({self.min_lr_ratio}) must lie between 0 and 1")
+
+
+def write_atomically(path, write):
+    """Call `write(temporary path)`, flush the file to the disk, then give it its name: it is there whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    write(temporary)
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def parse_args(recipe, description, argv=None):
@@ -185,14 +199,17 @@ def add_flag(parser, f, default):
 
 
 def run_script(main):
-    """Run a script's `main`: a user's mistake ends it with one clear message and exit code 2, a bug with its traceback."""
+    """Run a script's `main`: a user's mistake (ValueError, OSError) ends it with its message and exit code 2, no traceback."""
     for stream in (sys.stdout, sys.stderr):  # Windows consoles would refuse Chinese text
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(encoding="utf-8", errors="replace")
+        stream.reconfigure(encoding="utf-8", errors="replace")
+    if not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     try:
         main()
         code = 0
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        code = 130
     sys.exit(code)

@@ -29,6 +29,8 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from Config import run_script, write_atomically
+
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>", "<think>", "</think>", "<answer>", "</answer>")  # ids 0 to 6
 PAD, BOS, EOS = 0, 1, 2
 TAGS = {text: id for id, text in enumerate(CONTROL_TOKENS) if id > EOS}
@@ -78,8 +80,9 @@ class ChatTokenizer:
     def __init__(self, folder):
         self.folder = Path(folder)
         path = self.folder / "tokenizer.json"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path} not found: run train_tokenizer.py first, or pass --tokenizer")
+        for needed in (path, self.folder / "tokenizer_config.json"):
+            if not needed.is_file():
+                raise FileNotFoundError(f"{needed} not found: run train_tokenizer.py first, or pass --tokenizer")
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             # without added tokens the text `<s>` is three characters like any others
@@ -125,8 +128,7 @@ class ChatTokenizer:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             source, target = self.folder / name, Path(folder) / name
             if not target.exists() or not target.samefile(source):
-                shutil.copyfile(source, target.with_name(name + ".tmp"))
-                os.replace(target.with_name(name + ".tmp"), target)
+                write_atomically(target, lambda path, source=source: shutil.copyfile(source, path))
 
 
 def render(record):
@@ -280,8 +282,9 @@ class TokenCache:
         self.folder = Path(folder)
         self.tokenizer = tokenizer
         self.about = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
-        self.ids = np.memmap(self.folder / "ids.bin", dtype=np.uint16, mode="r")
-        self.grades = np.memmap(self.folder / "grades.bin", dtype=np.uint8, mode="r")
+        # as plain arrays over the mapped files: slices of np.memmap are several times slower
+        self.ids = np.asarray(np.memmap(self.folder / "ids.bin", dtype=np.uint16, mode="r"))
+        self.grades = np.asarray(np.memmap(self.folder / "grades.bin", dtype=np.uint8, mode="r"))
         self.ends = np.fromfile(self.folder / "ends.bin", dtype=np.int64)
 
     def __reduce__(self):
@@ -310,10 +313,11 @@ def open_cache(path, tokenizer, kind, skip_bad_lines=False, cache_dir=""):
     key = [str(path.resolve()), state.st_size, state.st_mtime_ns, tokenizer.fingerprint, DEFAULT_SYSTEM, ENCODER_VERSION, kind]
     name = f"{path.name}.{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.cache"
     parent = Path(cache_dir) if cache_dir else path.parent
-    if not cache_dir and not os.access(parent, os.W_OK):
-        raise ValueError(f"{parent} cannot be written: pass --cache_dir with a folder for the tokens of {path.name}")
-    parent.mkdir(parents=True, exist_ok=True)
     folder = parent / name
+    if not folder.is_dir():
+        parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(parent, os.W_OK):
+            raise ValueError(f"{parent} cannot be written: pass --cache_dir with a folder for the tokens of {path.name}")
     if int(os.environ.get("LOCAL_RANK", 0)) > 0:
         while not folder.is_dir():  # the first process of this machine makes it; torchrun ends all when one fails
             time.sleep(0.5)
@@ -331,7 +335,8 @@ def build_cache(path, tokenizer, kind, skip_bad_lines, folder):
     temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
     try:
         about = write_cache(path, tokenizer, kind, skip_bad_lines, temporary)
-        (temporary / "about.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(about, ensure_ascii=False)
+        write_atomically(temporary / "about.json", lambda path: path.write_text(text, encoding="utf-8"))
         temporary.chmod(0o755)
         os.rename(temporary, folder)
     except OSError:
@@ -425,6 +430,7 @@ class PackedRows(torch.utils.data.Dataset):
         self.starts, self.lengths = starts[order], lengths[order]
         self.first_piece = np.searchsorted(row_of_piece, np.arange(row_of_piece[-1] + 2))
         self.useful = int(lengths.sum())
+        self.fingerprint = hashlib.sha256(self.starts.tobytes() + self.lengths.tobytes()).hexdigest()
 
     def pieces(self):
         """(starts, lengths): where in the cache each piece begins and how many positions it fills."""
@@ -555,8 +561,8 @@ OF_GRADE = {NOT_GRADED: "prompt", GRADED: "graded", TAG: "tag"}
 def show(path, tokenizer, count=3, row_length=512):
     """Print the first documents token by token with what each is for, then what the file holds and what is lost of it."""
     path = Path(path)
-    kind = detect_kind(path) if path.is_file() else "conversations"
-    check_file(path, kind)
+    check_file(path, "conversations")
+    kind = detect_kind(path)
     colour = sys.stdout.isatty()
     paint = {name: (lambda text, code=code: f"{code}{text}\033[0m") if colour else str for name, code in COLOURS.items()}
     print("one token between two bars: " + "  ".join(paint[name](name) for name in COLOURS))
@@ -564,7 +570,8 @@ def show(path, tokenizer, count=3, row_length=512):
         cache = open_cache(path, tokenizer, kind, skip_bad_lines=True, cache_dir=folder)
         for document in range(min(count, len(cache))):
             print(f"\n--- document {document + 1} ---")
-            print(colour_document(*cache.document(document), tokenizer, row_length, paint, colour))
+            cut_at = row_length if kind == "conversations" else len(cache.ids)  # texts are cut into pieces, and lose nothing
+            print(colour_document(*cache.document(document), tokenizer, cut_at, paint, colour))
         rows = PackedRows(cache, np.arange(len(cache)), row_length)
         lengths, graded = np.diff(cache.ends, prepend=0), int(np.count_nonzero(cache.grades))
         bad = cache.about["bad_lines"]
@@ -582,10 +589,9 @@ def show(path, tokenizer, count=3, row_length=512):
 
 def colour_document(ids, grades, tokenizer, row_length, paint, colour):
     """A document's tokens between bars. Without colours the first token of each run carries its kind in brackets."""
-    is_text = grades[1] == GRADED and len(grades) > 1 and NOT_GRADED not in grades[1:]
     shown, before = [], None
     for position, (id, grade) in enumerate(zip(ids.tolist(), grades.tolist())):
-        name = "cut off" if position > row_length and not is_text else OF_GRADE[grade]
+        name = "cut off" if position > row_length else OF_GRADE[grade]
         text = CONTROL_TOKENS[id] if id < len(CONTROL_TOKENS) else readable(tokenizer, id)
         label = f"[{name}]" if name != before and not colour else ""
         shown.append(label + paint[name](text))
@@ -612,6 +618,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    from Config import run_script
-
     run_script(main)

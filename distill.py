@@ -34,7 +34,10 @@ def main(argv=None):
     model = WeakWater.from_pretrained(find_checkpoint(config.init_from, made_by="SFT.py"))
     tokenizer = ChatTokenizer(config.tokenizer or config.init_from)
     rows, validation = load_rows(config, tokenizer, "conversations")
-    probe = partial(score, tokenizer=tokenizer, questions=validation.prompts(PROBED))
+    questions = validation.prompts(PROBED)
+    if not questions:
+        raise ValueError(f"{config.val_path or config.data_path}: expected held-out conversations with one reply to probe with, found none")
+    probe = partial(score, tokenizer=tokenizer, questions=questions)
     return train(model, rows, config, validation, probe)
 
 

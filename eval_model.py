@@ -62,6 +62,8 @@ def score_file(model, tokenizer, path, max_new_tokens=256):
     """`score` over the single questions of a JSONL file."""
     cache = open_cache(path, tokenizer, "conversations")
     questions = PackedRows(cache, np.arange(len(cache)), model.config.max_position_embeddings).prompts(len(cache))
+    if not questions:
+        raise ValueError(f"{path}: expected conversations with one reply, found none")
     return {"questions": len(questions), **score(model, tokenizer, questions, max_new_tokens)}
 
 
@@ -110,7 +112,7 @@ def printer():
     return write
 
 
-def questions(is_terminal):
+def typed_lines(is_terminal):
     """The lines that a person types or a pipe brings, without blank ones."""
     while True:
         try:
@@ -131,7 +133,8 @@ def chat(model, tokenizer, args, sampling):
     messages = []
     if is_terminal:
         print("Ctrl-C stops a reply, Ctrl-D ends the program." + ("" if args.model_mode else " This model continues texts."))
-    for question in [args.prompt] if args.prompt is not None else questions(is_terminal):
+    prompts = [args.prompt.encode("utf-8", "replace").decode()] if args.prompt is not None else typed_lines(is_terminal)
+    for question in prompts:
         try:
             if args.model_mode == 0:
                 prompt = [BOS, *tokenizer.encode(question)]
@@ -144,10 +147,8 @@ def chat(model, tokenizer, args, sampling):
             print(error, file=sys.stderr)
             continue
         print(PLAIN if sys.stdout.isatty() else "")
-        if reply.strip():
-            messages.append({"role": "assistant", "content": reply})
-        else:
-            messages = messages[:-1]
+        # a turn without a reply is forgotten: the next question would follow a question
+        messages = [*messages, {"role": "assistant", "content": reply}] if reply.strip() else messages[:-1]
 
 
 def load(args):

@@ -1,10 +1,11 @@
 """Sample tokens from a model, many prompts at once, and turn them into text as characters complete.
 
 Prompts of different lengths are padded on the left. The padding is a document of its own, which the prompt cannot see, so
-that each reply is what it would be alone.
+that each reply is what it would be alone. (Only the room for replies is shared: it ends where the longest prompt's does.)
 """
 
 import codecs
+import math
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +26,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        if self.temperature < 0:
-            raise ValueError(f"--temperature ({self.temperature}) must not be negative")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"--temperature ({self.temperature}) must not be negative or infinite")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top_p ({self.top_p}) must be above 0 and at most 1")
         if self.top_k < 0:

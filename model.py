@@ -9,7 +9,6 @@ differences of positions only.
 """
 
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
 
-from Config import LLMConfig
+from Config import LLMConfig, write_atomically
 
 LOGITS_AT_ONCE = 2**25  # elements: 128 MiB in fp32; larger batches are graded piece by piece
 
@@ -93,10 +92,6 @@ class KVCache:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.document_ids = torch.zeros(batch, length, dtype=torch.long, device=device)
         self.used = 0
-
-    @property
-    def length(self):
-        return self.keys.shape[3]
 
     def append(self, layer, k, v):
         """Store k and v (B, K, T, D) after the `used` positions; returns all keys and values so far (B, K, S, D)."""
@@ -274,15 +269,6 @@ class WeakWater(nn.Module):
                 raise ValueError(f"{path}: found {name} {found}, config.json asks for {wanted}")
         model.load_state_dict(tensors)
         return model
-
-
-def write_atomically(path, write):
-    """Call `write(temporary path)`, flush the file to the disk, then give it its name: it is there whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def find_checkpoint(folder, made_by):

@@ -32,7 +32,8 @@ def orthogonalize(matrices):
     """The semi-orthogonal matrices nearest to `matrices` (N, rows, columns), roughly: singular values between 0.7 and 1.2."""
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    is_fast_in_half = matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    x = matrices.bfloat16() if is_fast_in_half else matrices
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from Config import run_script
+from Config import run_script, write_atomically
 from dataset import BYTE_OF_CHARACTER, CHAT_TEMPLATE, CONTROL_TOKENS, DEFAULT_SYSTEM, check_file, detect_kind, parse_line
-from model import write_atomically
 
 # Qwen2's, so that llama.cpp knows it as tokenizer.ggml.pre = qwen2
 SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -13,6 +13,7 @@ or the new one.
 import json
 import math
 import os
+import pickle
 import signal
 import sys
 import time
@@ -28,15 +29,20 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from Config import LLMConfig
+from Config import LLMConfig, write_atomically
 from dataset import Batch, ChatTokenizer
-from model import document_mask, pick_device, write_atomically
+from model import document_mask, pick_device
 from optimizer import make_optimizers
 
 MOST_SKIPPED_IN_A_ROW = 5
-PEAK_FLOPS = {  # of dense bf16 matrix products, from the makers' data sheets
-    "RTX 3090": 71e12, "RTX 4090": 165e12, "A100": 312e12, "H100": 989e12, "H200": 989e12,
-}  # fmt: skip
+PEAK_FLOPS = {  # of dense bf16 matrix products, from the maker's data sheets
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
 MAY_DIFFER_ON_RESUME = {  # flags that change neither the weights nor the order of the data
     "val_path", "tokenizer", "preset", "init_from", "out_dir", "cache_dir", "device", "compile", "num_workers",
     "log_every", "eval_every", "save_every", "resume", "skip_bad_lines", "use_wandb", "data_path",
@@ -55,6 +61,10 @@ def train(model, rows, config, validation=None, probe=None):
         log = Log(run)
         if config.resume:
             run.load(log)
+            if int(run.over_all(torch.tensor(run.step))) != run.step * world:
+                raise ValueError(f"{config.out_dir}: found different steps in different processes: copy it to every machine before --resume")
+            if run.step == run.total_steps:
+                run.save(run.step, log)  # the stopped run may have been killed between the state and the checkpoint
         step_model = run.wrap()
         with stop_signals() as stopped:
             for step in range(run.step + 1, run.total_steps + 1):
@@ -109,7 +119,7 @@ class Run:
             self.batches = iter(self.loader(step))
         micro_batches = [next(self.batches) for _ in range(self.config.accumulation_steps // self.world)]
         sums = torch.tensor([[float(b.weights.sum()), float((b.document_ids > 0).sum())] for b in micro_batches], dtype=torch.float64)
-        weight, tokens = self.over_all(sums.sum(0))
+        weight, tokens = self.over_all(sums.sum(0)).tolist()
         lr = learning_rate(step, self.total_steps, self.warmup_steps, self.config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -141,7 +151,8 @@ class Run:
         else:
             self.skipped += 1
             # a loss scale that is still too large is how fp16 finds its range, not a failure
-            self.skipped_in_a_row += math.isfinite(loss) is False or not self.scaler.is_enabled()
+            finds_range = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+            self.skipped_in_a_row += not (math.isfinite(loss) and finds_range)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         if self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
@@ -197,8 +208,9 @@ class Run:
     def identity(self):
         """What a resumed run must share with the one that was stopped: {what: value}."""
         flags = {name: value for name, value in asdict(self.config).items() if name not in MAY_DIFFER_ON_RESUME}
-        data = self.rows.cache.about["sha256"]
-        return {**flags, "data": data, "rows": len(self.rows), **{f"model {k}": v for k, v in asdict(self.model.config).items()}}
+        data = {"data": self.rows.cache.about["sha256"], "rows": self.rows.fingerprint}
+        shape = {f"model {name}": value for name, value in asdict(self.model.config).items()}
+        return {**flags, "dtype": str(self.dtype), **data, **shape}
 
     def save(self, step, log):
         """Write the state to resume from, then the checkpoint to use, then the charts."""
@@ -232,10 +244,11 @@ class Run:
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, ValueError) as error:
-            raise ValueError(f"{path}: not a whole training state ({str(error).splitlines()[0]})") from None
+            identity = state["identity"]
+        except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path}: not a whole training state ({(str(error).splitlines() or ['empty'])[0]})") from None
         here = self.identity()
-        for name, stored in state["identity"].items():
+        for name, stored in identity.items():
             if stored != here.get(name):
                 raise ValueError(f"{path}: the stopped run had {name} {stored}, this one has {here.get(name)}: use the same, or leave out --resume to start anew")
         self.model.load_state_dict(state["model"])
@@ -306,7 +319,7 @@ def wants_compile(asked, device):
 @torch.no_grad()
 def evaluate(run, validation):
     """{val_loss, val_ppl, val_bpb}: nats per graded token, its exponential, and bits per byte of graded text."""
-    size = min(run.config.batch_size, len(validation))
+    size = run.config.batch_size if run.compiled else min(run.config.batch_size, len(validation))  # a new shape is compiled anew
     batches = [range(begin, min(begin + size, len(validation))) for begin in range(0, len(validation), size)]
     token_bytes = torch.from_numpy(validation.cache.tokenizer.token_bytes)
     sums = torch.zeros(3, dtype=torch.float64)  # nats, weight, bytes
@@ -330,7 +343,8 @@ def processes(config):
         yield 0, 1, pick_device(config.device)
         return
     local_rank = os.environ.get("LOCAL_RANK", "0")
-    device = pick_device(config.device or (f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"))
+    name = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = pick_device(f"cuda:{local_rank}" if name.startswith("cuda") else name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
@@ -382,12 +396,14 @@ class Log:
         self.announce()
 
     def begin_file(self):
-        """A new run begins a new file; the metrics of the run before are kept beside it."""
+        """A new run begins a new file and must not be resumed from the run before, whose files are kept beside it."""
         if not self.is_first:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_file():
-            os.replace(self.path, self.path.with_name("metrics.before.jsonl"))
+        for name in ("metrics.jsonl", "training_state.pt"):
+            path = self.path.with_name(name)
+            if path.is_file():
+                os.replace(path, path.with_stem(path.stem + ".before"))
 
     def announce(self):
         run = self.run
@@ -464,21 +480,22 @@ class Log:
     def flops_share(self, tokens_per_second):
         """The share of the card's matrix arithmetic in use (MFU, Chowdhery et al. 2022, arXiv:2204.02311), None if its peak is unknown."""
         run = self.run
-        if run.device.type != "cuda":
+        if run.device.type != "cuda" or run.dtype == torch.float32:
             return None
-        peaks = [peak for name, peak in PEAK_FLOPS.items() if name in torch.cuda.get_device_name(run.device)]
+        peak = PEAK_FLOPS.get(torch.cuda.get_device_name(run.device))
         c = run.model.config
         matrices = run.model.num_parameters()  # a tied embedding counts once, as the head
         causal_attention = c.num_hidden_layers * c.hidden_size * run.config.max_seq_len / 2 * 2
-        return tokens_per_second * (6 * matrices + 6 * causal_attention) / (peaks[0] * run.world) if peaks else None
+        return tokens_per_second * (6 * matrices + 6 * causal_attention) / (peak * run.world) if peak else None
 
     def state(self):
         """What a resumed run needs to write the same lines: the losses of an unfinished interval, and the last metrics."""
-        return {"losses": self.losses, "tokens": self.tokens, "last": self.last}
+        return {"losses": self.losses, "tokens": self.tokens, "last": self.last, "seconds": time.perf_counter() - self.interval_start}
 
     def restore(self, state):
         """Take over the state, and cut metrics.jsonl back to the step that it belongs to."""
         self.losses, self.tokens, self.last = state["losses"], state["tokens"], state["last"]
+        self.interval_start = time.perf_counter() - state["seconds"]
         if self.is_first and self.path.is_file():
             lines = read_metrics(self.path)
             kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= self.run.step)
@@ -495,8 +512,10 @@ def short_count(number):
 
 
 def read_metrics(path):
-    """The lines of a metrics.jsonl; a last line that a crash cut short is left out."""
+    """The lines of a metrics.jsonl, none if there is none yet; a last line that a crash cut short is left out."""
     lines = []
+    if not path.is_file():
+        return lines
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             lines.append(json.loads(line))

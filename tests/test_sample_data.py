@@ -47,13 +47,29 @@ def test_every_equation_in_the_steps_is_true(kind):
             assert len(values) == 1, equation
 
 
-def test_train_validation_and_test_share_no_word_problem(conversations, data):
-    held_out = questions(conversations["r1_test"]) | {q for q in questions(conversations["r1_val"]) | questions(conversations["sft_val"]) if len(re.findall(r"\d{2,}", q)) > 1}
-    assert len(held_out) > 300
-    assert not held_out & (questions(conversations["sft"]) | questions(conversations["r1"]))
-    assert not questions(conversations["r1_test"]) & (questions(conversations["r1_val"]) | questions(conversations["sft_val"]))
+def single_questions(conversations):
+    return {messages[-2]["content"] for messages in conversations if [m["role"] for m in messages][-2:] == ["user", "assistant"] and len(messages) == 2}
+
+
+def test_train_validation_and_test_share_no_question(conversations, data):
+    validation = single_questions(conversations["sft_val"]) | single_questions(conversations["r1_val"])
+    test = single_questions(conversations["sft_test"]) | single_questions(conversations["r1_test"])
+    training = "\n".join(questions(conversations["sft"]) | questions(conversations["r1"]))
+    asked = {line.split("，", 1)[1] if line.startswith(("请", "我想", "你知道", "考考", "老师")) and "，" in line else line for line in training.split("\n")}
+    bare = {question.split("，", 1)[1] if question.startswith(("请问，", "请告诉我，", "我想知道，", "你知道吗，", "考考你，", "老师问我，")) else question for question in validation}
+    assert len(validation) > 300 and len(test) == 200
+    assert not (bare | validation | test) & (asked | set(training.split("\n")))
+    assert not test & validation
     pretrain = data["pretrain"].read_text(encoding="utf-8")
-    assert not [question for question in held_out if question in pretrain]
+    assert not [question for question in validation | test if len(re.findall(r"\d{2,}", question)) > 1 and question in pretrain]
+
+
+def test_held_out_sums_are_worked_out_nowhere_in_training(conversations, data):
+    operation = re.compile(r"求.：(\d+)([-+×])(\d+)")
+    held_out = {match for messages in conversations["r1_test"] for match in operation.findall(messages[1]["content"])}
+    trained = {match for messages in conversations["r1"] for match in operation.findall(messages[-1]["content"])}
+    trained |= set(operation.findall(data["pretrain"].read_text(encoding="utf-8")))
+    assert len(held_out) > 250 and len(trained) > 200 and not held_out & trained
 
 
 def test_both_test_files_ask_the_same_questions_and_agree(conversations):

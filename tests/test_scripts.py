@@ -15,7 +15,7 @@ SMALL = "--preset tiny --max_steps 2 --batch_size 2 --max_seq_len 64 --device cp
 
 def run(script, *flags, cwd, **more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / script), *map(str, flags)]
+    command = [sys.executable, script if script == "-m" else str(ROOT / script), *map(str, flags)]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300, **more)
 
 
@@ -85,6 +85,19 @@ def test_importing_the_scripts_imports_neither_wandb_nor_modelscope(tmp_path):
     code = "import sys, quickstart, eval_model, train_tokenizer; assert not {'wandb', 'modelscope', 'transformers'} & set(sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=tmp_path)
+
+
+def test_two_processes_train_as_one_does(data, tmp_path):
+    run("train_tokenizer.py", "--data_path", data["pretrain"], "--vocab_size", 500, cwd=tmp_path)
+    flags = ["--data_path", data["pretrain_val"], "--accumulation_steps", "2", "--batch_size", "3", "--log_every", "1", *SMALL[:2], *SMALL[-4:]]
+    assert run("pretrain.py", *flags, "--out_dir", "one", cwd=tmp_path).returncode == 0
+    two = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", ROOT / "pretrain.py", *flags, "--out_dir", "two", cwd=tmp_path)
+    assert two.returncode == 0, two.stderr
+    one, two = ([json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two"))
+    assert len(one) == len(two) > 10  # the last step has rows for less than both processes
+    for alone, shared in zip(one, two):
+        for name in {"loss", "grad_norm", "tokens", "val_loss", "val_bpb"} & set(alone):
+            assert shared[name] == pytest.approx(alone[name], rel=2e-3), name
 
 
 @pytest.mark.slow

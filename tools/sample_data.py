@@ -13,11 +13,13 @@ The two test files hold the same word problems in the same order: answered at on
 What is held out. Every word problem, in whichever file, has its own question and its own (kind, numbers). Beyond
 that, no single operation that solves a validation or test problem (345+278, 278+345, an intermediate 623-150) is used
 in any training problem, nor worked out in the pretraining text: a test question was never seen, nor its arithmetic.
-Other validation conversations and texts never equal a training one, but ask about the same facts.
+What else validation asks on its own is asked in no training conversation, with or without 请问 before it; a conversation
+of several turns is new as a whole. The facts asked for are those of the pretraining text.
 """
 import argparse
 import json
 import random
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,14 +28,14 @@ from pathlib import Path
 # Sizes
 # ---------------------------------------------------------------------------------------------------------------------
 
-PRETRAIN_BYTES = 6_000_000   # of pretrain.jsonl
-WORKED_SHARE = 0.55          # of those bytes: sums worked out digit by digit, so that the skill is there before SFT
-WORKED_STORY_SHARE = 0.4     # of the worked sums: told as a story, from its question to its answer
-SFT_ITEMS = 14_000
+PRETRAIN_BYTES = 4_000_000   # of pretrain.jsonl
+WORKED_SHARE = 0.65          # of those bytes: sums worked out digit by digit, so that the skill is there before SFT
+WORKED_STORY_SHARE = 0.3     # of the worked sums: told as a story, from its question to its answer
+SFT_ITEMS = 6_000
 SFT_PROBLEM_SHARE = 0.35
 SFT_SYSTEM_SHARE = 0.03
-R1_ITEMS = 30_000
-R1_CHAT_SHARE = 0.10         # so that the distilled model still answers what is not arithmetic
+R1_ITEMS = 12_000
+R1_CHAT_SHARE = 0.15         # so that the distilled model still answers what is not arithmetic
 PROBE_COPIES = 20            # of each of FACT_CHECKS in sft.jsonl and r1.jsonl
 VAL_ITEMS = 200
 TEST_ITEMS = 200
@@ -225,22 +227,23 @@ def subtract_steps(a, b):
 
 
 def multiply_steps(a, n):
-    """346, 7 -> 求积：346×7。个位6×7=42，写2进4。十位4×7+4=28+4=32，写2进3。百位3×7+3=21+3=24，写24。得2422。"""
+    """346, 7 -> 求积：346×7。个位6×7=42，写2进4。十位4×7+4=28+4=32，写2进3。百位3×7+3=21+3=24，写4进2。千位2，写2。得2422。"""
     text, carry = f"求积：{a}×{n}。", 0
     for index, digit in enumerate(reversed(str(a))):
         product = int(digit) * n
         total = product + carry
         text += f"{DIGIT_PLACES[index]}位{digit}×{n}" + (f"+{carry}={product}+{carry}" if carry else "") + f"={total}，"
-        is_last = index == len(str(a)) - 1
         carry = total // 10
-        text += f"写{total}。" if is_last or not carry else f"写{total % 10}进{carry}。"
+        text += f"写{total % 10}进{carry}。" if carry else f"写{total}。"
+    if carry:
+        text += f"{DIGIT_PLACES[len(str(a))]}位{carry}，写{carry}。"
     return f"{text}得{a * n}。"
 
 
 def compare_steps(first, second):
-    """('小明', 503), ('小红', 578) -> 比大小：小明503，小红578。百位5等于5，十位0小于7，小红多。"""
+    """('小明', 503), ('小红', 578) -> 比大小：503和578。百位5等于5，十位0小于7，小红多。"""
     (name, a), (other, b) = first, second
-    text = f"比大小：{name}{a}，{other}{b}。"
+    text = f"比大小：{a}和{b}。"
     winner = name if a > b else other
     if len(str(a)) != len(str(b)):
         return text + f"{a}是{'两三'[len(str(a)) - 2]}位数，{b}是{'两三'[len(str(b)) - 2]}位数，{winner}多。"
@@ -621,7 +624,14 @@ def probe_chats():
 
 
 def questions_of(chat):
-    return tuple(turn.question for turn in chat)
+    """The questions without their polite openings: 请问，X and X are the same question."""
+    return tuple(re.sub(f"^({'|'.join(POLITE_OPENINGS)})", "", turn.question) for turn in chat)
+
+
+def is_held_out(chat, held_out):
+    """True if the conversation, or a question in it that validation asks on its own, is in `held_out`."""
+    questions = questions_of(chat)
+    return questions in held_out or any((question,) in held_out for question in questions)
 
 
 def problem_chat(problem):
@@ -870,7 +880,7 @@ def training_chats(rng, bank, items, problem_share, scale, held_out):
     chats += probe_chats() * max(1, round(PROBE_COPIES * scale))
     while len(chats) < count:
         chat = draw_chat(rng)
-        if questions_of(chat) not in held_out:
+        if not is_held_out(chat, held_out):
             chats.append(chat)
     rng.shuffle(chats)
     return chats
