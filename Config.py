@@ -105,8 +105,7 @@ class LLMConfig:
 
 PRESETS = {
     "30m": {},  # 28,975,616 parameters with the vocabulary of 6400
-    "small": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2),
-    "tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2, rope_theta=1e4),
+    "tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=3),
 }
 
 

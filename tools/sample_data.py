@@ -29,8 +29,8 @@ from pathlib import Path
 # ---------------------------------------------------------------------------------------------------------------------
 
 PRETRAIN_BYTES = 4_000_000   # of pretrain.jsonl
-WORKED_SHARE = 0.65          # of those bytes: sums worked out digit by digit, so that the skill is there before SFT
-WORKED_STORY_SHARE = 0.3     # of the worked sums: told as a story, from its question to its answer
+WORKED_SHARE = 0.75          # of those bytes: sums worked out digit by digit, so that the skill is there before SFT
+WORKED_STORY_SHARE = 0.75     # of the worked sums: told as a story, from its question to its answer
 SFT_ITEMS = 6_000
 SFT_PROBLEM_SHARE = 0.35
 SFT_SYSTEM_SHARE = 0.03
@@ -742,6 +742,16 @@ def table_text(rng):
     return "，".join(lines) + "。"
 
 
+def digit_text(rng):
+    """Numbers read back and taken apart: to copy a number and to find its digits comes before any sum."""
+    lines = []
+    for _ in range(rng.randint(4, 7)):
+        number = rng.randint(10, 9999)
+        places = [f"{place}位是{digit}" for place, digit in zip(DIGIT_PLACES, reversed(str(number)))]
+        lines.append(rng.choice([f"抄写{number}：{number}。", f"{number}的" + "，".join(places) + "。", f"{rng.choice(NAMES)}写了{number}，我也写{number}。"]))
+    return "".join(lines)
+
+
 def counting_text(rng):
     start, step = rng.randint(0, 989), rng.choice([1, 1, 1, 2, 5, 10, -1])
     values = [start + step * index for index in range(10)]
@@ -819,7 +829,7 @@ def season_text(rng):
 
 def text_makers(bank):
     """[(maker, share of the bytes)]"""
-    others = [(table_text, 6), (counting_text, 2), (fact_text, 12), (unit_text, 3), (idiom_text, 5), (english_text, 6),
+    others = [(digit_text, 8), (table_text, 6), (counting_text, 2), (fact_text, 12), (unit_text, 3), (idiom_text, 5), (english_text, 6),
               (story_text, 16), (everyday_text, 6), (season_text, 4)]
     total = sum(share for _, share in others)
     return [(lambda rng: worked_text(rng, bank), WORKED_SHARE),
