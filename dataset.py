@@ -369,7 +369,7 @@ def write_cache(path, tokenizer, kind, skip_bad_lines, folder):
         for file in (ids_file, grades_file, ends_file):
             file.flush()
             os.fsync(file.fileno())
-    return {"kind": kind, "tokens": tokens, "sha256": digest.hexdigest(), "bad_lines": bad_lines}
+    return {"file": str(path), "kind": kind, "tokens": tokens, "sha256": digest.hexdigest(), "bad_lines": bad_lines}
 
 
 def batches_of_records(path, kind, skip_bad_lines, bad_lines):
@@ -425,7 +425,7 @@ class PackedRows(torch.utils.data.Dataset):
         self.weight_of_grade = np.array([0.0, 1.0, tag_weight], dtype=np.float32)
         starts, lengths = self.pieces()
         if not len(starts):
-            raise ValueError(f"{cache.folder}: no document has a graded token within --max_seq_len ({row_length})")
+            raise ValueError(f"{cache.about['file']}: no document has a graded token within --max_seq_len ({row_length})")
         order, row_of_piece = pack(lengths, row_length, seed)
         self.starts, self.lengths = starts[order], lengths[order]
         self.first_piece = np.searchsorted(row_of_piece, np.arange(row_of_piece[-1] + 2))

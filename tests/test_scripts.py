@@ -10,7 +10,7 @@ import pytest
 from conftest import write_jsonl
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = "--preset tiny --max_steps 2 --batch_size 2 --max_seq_len 64 --device cpu".split()
+SMALL = "--preset tiny --max_steps 2 --batch_size 2 --max_seq_len 256 --device cpu".split()
 
 
 def run(script, *flags, cwd, **more):
@@ -56,9 +56,9 @@ def test_five_commands_from_jsonl_to_chat(data, tmp_path):
     ok("pretrain.py", "--data_path", data["pretrain"], *SMALL)
     ok("SFT.py", "--data_path", data["sft"], *SMALL)
     first = (tmp_path / "out/SFT/model.safetensors").read_bytes()
-    ok("SFT.py", "--data_path", data["sft"], *SMALL[2:-4], "--max_seq_len", "128", "--init_from", "out/SFT")
+    ok("SFT.py", "--data_path", data["sft"], *SMALL, "--max_seq_len", "320", "--init_from", "out/SFT")
     assert (tmp_path / "out/SFT/model.safetensors").read_bytes() != first
-    log = ok("distill.py", "--data_path", data["r1"], *SMALL[2:-4], "--max_seq_len", "256", "--learning_rate", "1e-6")
+    log = ok("distill.py", "--data_path", data["r1"], *SMALL, "--learning_rate", "1e-6")
     assert "well_formed 0.0%" in log.stdout and "tok/s" in log.stdout
     last = [json.loads(line) for line in (tmp_path / "out/distill/metrics.jsonl").read_text().splitlines()][-1]
     assert {"val_loss", "val_ppl", "val_bpb", "well_formed", "reasoning_accuracy"} <= set(last)
@@ -66,7 +66,7 @@ def test_five_commands_from_jsonl_to_chat(data, tmp_path):
         ok("eval_model.py", "--model_mode", mode, "--prompt", "你好", "--max_new_tokens", "8", "--device", "cpu")
     assert "reasoning_accuracy" in ok("eval_model.py", "--score", data["r1_test"], "--max_new_tokens", "8").stdout
     assert "documents" in ok("dataset.py", "--show", data["sft_val"]).stdout
-    repeated = ok("SFT.py", "--data_path", data["sft"], *SMALL[2:-4], "--max_seq_len", "128", "--init_from", "out/SFT", "--resume")
+    repeated = ok("SFT.py", "--data_path", data["sft"], *SMALL, "--max_seq_len", "320", "--init_from", "out/SFT", "--resume")
     assert "finished: out/SFT is at step 2/2" in repeated.stdout
 
 
