@@ -132,7 +132,7 @@ class TrainConfig:
     batch_size: int = flag(80, "rows in one micro-batch")
     accumulation_steps: int = flag(1, "micro-batches in one step, over all processes together")
     max_seq_len: int = flag(512, "tokens in one row")
-    learning_rate: float = flag(1e-3, "peak learning rate")
+    learning_rate: float = flag(4e-3, "peak learning rate")
     warmup_steps: int = flag(-1, "steps of linear warm-up (-1: 3 in 100 of all steps)")
     min_lr_ratio: float = flag(0.1, "the floor of the cosine, as a part of the peak")
     weight_decay: float = flag(0.1, "decay of the matrices and the embedding")

@@ -13,7 +13,7 @@ from model import WeakWater, find_checkpoint
 from trainer import train
 
 RECIPE = TrainConfig(
-    stage="SFT", data_path="sft_512.jsonl", init_from="out/pretrain", out_dir="out/SFT", batch_size=84, learning_rate=5e-4
+    stage="SFT", data_path="sft_512.jsonl", init_from="out/pretrain", out_dir="out/SFT", batch_size=84, learning_rate=2e-3
 )
 
 

@@ -21,11 +21,11 @@ PROBED = 32  # held-out questions
 
 @dataclass(frozen=True)
 class DistillConfig(TrainConfig):
-    tag_weight: float = flag(5.0, "weight of the reasoning tags in the loss")
+    tag_weight: float = flag(1.0, "weight of the reasoning tags in the loss")
 
 
 RECIPE = DistillConfig(
-    stage="distill", data_path="r1_1024.jsonl", init_from="out/SFT", out_dir="out/distill", epochs=2, batch_size=28, max_seq_len=1024, learning_rate=3e-4
+    stage="distill", data_path="r1_1024.jsonl", init_from="out/SFT", out_dir="out/distill", epochs=2, batch_size=28, max_seq_len=1024, learning_rate=3e-3
 )
 
 

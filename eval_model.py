@@ -5,7 +5,8 @@ Talk with the pretrained (0), the SFT (1) or the distilled model (2), or let it 
     python eval_model.py --model_mode 2 --prompt "小明有345个苹果，又买了278个，一共有多少个？"
     python eval_model.py --model_mode 2 --score r1_test.jsonl
 
-Mode 0 has not learned to converse: it continues the text that it is given. Ctrl-C stops a reply, Ctrl-D ends the program.
+Mode 0 has not learned to converse: it continues the text that it is given. Ctrl-C stops a reply, /new starts a new
+conversation, Ctrl-D ends the program.
 """
 
 import argparse
@@ -132,9 +133,12 @@ def chat(model, tokenizer, args, sampling):
     room = model.config.max_position_embeddings - min(sampling.max_new_tokens, model.config.max_position_embeddings // 2)
     messages = []
     if is_terminal:
-        print("Ctrl-C stops a reply, Ctrl-D ends the program." + ("" if args.model_mode else " This model continues texts."))
+        print("Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D ends the program." + ("" if args.model_mode else " This model continues texts."))
     prompts = [args.prompt.encode("utf-8", "replace").decode()] if args.prompt is not None else typed_lines(is_terminal)
     for question in prompts:
+        if question == "/new":
+            messages = []
+            continue
         try:
             if args.model_mode == 0:
                 prompt = [BOS, *tokenizer.encode(question)]

@@ -10,7 +10,7 @@ from dataset import ChatTokenizer, load_rows
 from model import WeakWater
 from trainer import train
 
-RECIPE = TrainConfig(stage="pretrain", data_path="pretrain.jsonl", out_dir="out/pretrain", learning_rate=1e-3)
+RECIPE = TrainConfig(stage="pretrain", data_path="pretrain.jsonl", out_dir="out/pretrain")
 
 
 def main(argv=None):

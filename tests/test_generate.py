@@ -138,14 +138,15 @@ def folder(tokenizer, tmp_path):
 
 
 def test_a_pipe_is_answered_line_by_line_with_the_turns_before(folder, tokenizer, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("你好\n\n再见\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("你好\n\n再见\n/new\n早\n"))
     seen = []
     monkeypatch.setattr(eval_model, "stream", lambda model, prompts, sampling: seen.append(prompts[0]) or iter([tokenizer.encode("好")[:1], [2]]))
     eval_model.main(["--model_dir", folder, "--device", "cpu"])
     reply = tokenizer.decode(tokenizer.encode("好")[:1])
     assert seen[0] == tokenizer.prompt_ids(conversation("你好"))
     assert seen[1] == tokenizer.prompt_ids(conversation("你好", reply, "再见"))
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert seen[2] == tokenizer.prompt_ids(conversation("早"))
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_ctrl_c_stops_the_reply_and_not_the_program(folder, tokenizer, monkeypatch, capsys):
