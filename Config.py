@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
+SHORTEST_ROW = 8  # tokens
 DEVICES_HELP = "cuda, cuda:1, mps, cpu (default: the best one found)"
 
 
@@ -159,8 +160,10 @@ class TrainConfig:
                 raise ValueError(f"--{name} ({getattr(self, name)}) must not be negative")
         if self.warmup_steps < -1:
             raise ValueError(f"--warmup_steps ({self.warmup_steps}) must be at least 0, or -1")
-        if self.max_seq_len < 8:
-            raise ValueError(f"--max_seq_len ({self.max_seq_len}) must be at least 8")
+        if self.seed >= 2**63:
+            raise ValueError(f"--seed ({self.seed}) must be below 2**63")
+        if self.max_seq_len < SHORTEST_ROW:
+            raise ValueError(f"--max_seq_len ({self.max_seq_len}) must be at least {SHORTEST_ROW}")
         if not 0 <= self.min_lr_ratio <= 1:
             raise ValueError(f"--min_lr_ratio ({self.min_lr_ratio}) must lie between 0 and 1")
 

@@ -10,7 +10,7 @@ Phase 2, with longer conversations, starts from phase 1's result:
 from Config import TrainConfig, parse_args, run_script
 from dataset import ChatTokenizer, load_rows
 from model import WeakWater, find_checkpoint
-from trainer import train
+from trainer import check_run, train
 
 RECIPE = TrainConfig(
     stage="SFT", data_path="sft_512.jsonl", init_from="out/pretrain", out_dir="out/SFT", batch_size=84, learning_rate=2e-3
@@ -21,6 +21,7 @@ def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
     model = WeakWater.from_pretrained(find_checkpoint(config.init_from, made_by="pretrain.py"))
     tokenizer = ChatTokenizer(config.tokenizer or config.init_from)
+    check_run(config, model)
     rows, validation = load_rows(config, tokenizer, "conversations")
     return train(model, rows, config, validation)
 

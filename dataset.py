@@ -29,7 +29,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from Config import run_script, write_atomically
+from Config import SHORTEST_ROW, run_script, write_atomically
 
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>", "<think>", "</think>", "<answer>", "</answer>")  # ids 0 to 6
 PAD, BOS, EOS = 0, 1, 2
@@ -46,10 +46,7 @@ EXPECTED = {
     "text": 'a text under "text": {"text": "..."}',
     "conversations": 'a list under "conversations": {"conversations": [{"role": "user", "content": "..."}, ...]}',
 }
-MADE_BY = {
-    "text": "modelscope download --dataset Harris/pretrain pretrain.jsonl --local_dir ./   (or: python quickstart.py)",
-    "conversations": "modelscope download --dataset Harris/pretrain sft_512.jsonl --local_dir ./   (or: python quickstart.py)",
-}
+OFFICIAL_DATA = ("pretrain.jsonl", "sft_512.jsonl", "sft_1024.jsonl", "r1_1024.jsonl")
 
 NOT_GRADED, GRADED, TAG = 0, 1, 2  # what an error on a token costs: nothing, 1, or the weight of a reasoning tag
 ENCODER_VERSION = 1                # raise it when the same line would give other tokens or grades
@@ -86,17 +83,20 @@ class ChatTokenizer:
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
             # without added tokens the text `<s>` is three characters like any others
-            self.plain = Tokenizer.from_str(json.dumps({**stored, "added_tokens": []}))
+            plain = json.dumps({**stored, "added_tokens": [], "padding": None, "truncation": None}, sort_keys=True)
+            self.plain = Tokenizer.from_str(plain)
             vocabulary = stored["model"]["vocab"]
+            self.about = dict(json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8")))
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise ValueError(f"{path}: not a tokenizer file ({error})") from None
+            raise ValueError(f"{path}, or tokenizer_config.json beside it: not a tokenizer file ({error})") from None
         if [vocabulary.get(token) for token in CONTROL_TOKENS] != list(range(len(CONTROL_TOKENS))):
             raise ValueError(f"{path}: expected the control tokens {' '.join(CONTROL_TOKENS)} as ids 0 to {len(CONTROL_TOKENS) - 1}")
-        self.fingerprint = hashlib.sha256(json.dumps(stored["model"], sort_keys=True).encode()).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(plain.encode()).hexdigest()[:16]
         self.spelling = {id: token for token, id in vocabulary.items()}  # a byte-level BPE spells a byte as one character
-        self.token_bytes = np.zeros(len(vocabulary), dtype=np.int64)
-        for token, id in vocabulary.items():
-            self.token_bytes[id] = 0 if token in CONTROL_TOKENS else len(token)
+        try:
+            self.token_bytes = np.array([len(self.bytes_of(id)) for id in range(len(vocabulary))])
+        except KeyError:
+            raise ValueError(f"{path}: expected a byte-level BPE with the ids 0 to {len(vocabulary) - 1}") from None
 
     def __len__(self):
         return len(self.token_bytes)
@@ -123,12 +123,17 @@ class ChatTokenizer:
         """Ids of a conversation that the assistant is to continue, ending in `<s>assistant\\n`."""
         return encode_records(self, [messages])[0][0] + [BOS, *self.encode("assistant\n")]
 
-    def save_pretrained(self, folder):
-        """Copy the tokenizer's files into a checkpoint's folder."""
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            source, target = self.folder / name, Path(folder) / name
-            if not target.exists() or not target.samefile(source):
-                write_atomically(target, lambda path, source=source: shutil.copyfile(source, path))
+    @property
+    def max_length(self):
+        """Tokens that the checkpoint beside it was trained to see together."""
+        return self.about.get("model_max_length") or sys.maxsize
+
+    def save_pretrained(self, folder, max_length):
+        """Write the tokenizer's files into a checkpoint's folder, with the length that the checkpoint is good for."""
+        about = json.dumps({**self.about, "model_max_length": max_length}, ensure_ascii=False, indent=2) + "\n"
+        stored = (self.folder / "tokenizer.json").read_bytes()
+        write_atomically(Path(folder) / "tokenizer.json", lambda path: path.write_bytes(stored))
+        write_atomically(Path(folder) / "tokenizer_config.json", lambda path: path.write_text(about, encoding="utf-8"))
 
 
 def render(record):
@@ -261,15 +266,18 @@ def numbered_lines(path):
                 yield number, line
 
 
-def check_file(path, kind):
-    """Raises FileNotFoundError or ValueError unless `path` can be a JSONL file."""
+def check_file(path):
+    """`path` as a Path. Raises FileNotFoundError or ValueError unless it can be a JSONL file."""
+    path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: expected a JSONL file, found a folder")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: {MADE_BY[kind]}")
+        download = f"modelscope download --dataset Harris/pretrain {path.name} --local_dir ./   " if path.name in OFFICIAL_DATA else ""
+        raise FileNotFoundError(f"{path} not found: {download}(or data to try with: python tools/sample_data.py --out_dir data)")
     with open(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             raise ValueError(f"{path}: expected a JSONL file, found a gzip file: run gunzip first")
+    return path
 
 
 # ---- the cache of tokens ----
@@ -305,8 +313,7 @@ class TokenCache:
 
 def open_cache(path, tokenizer, kind, skip_bad_lines=False, cache_dir=""):
     """The TokenCache of a JSONL file, made now if there is none. Raises ValueError at the first bad line unless told to skip."""
-    path = Path(path)
-    check_file(path, kind)
+    path = check_file(path)
     if len(tokenizer) > 2**16:
         raise ValueError(f"{tokenizer.folder}: found {len(tokenizer)} tokens, the cache holds ids below {2**16}")
     state = path.stat()
@@ -475,14 +482,14 @@ class PackedRows(torch.utils.data.Dataset):
         return 1 - self.useful / (len(self) * self.row_length)
 
     def prompts(self, most):
-        """Up to `most` single questions among the documents: a list of (prompt ids, text of the right reply)."""
+        """What up to `most` documents ask first, if it fits a row with its reply: a list of (prompt ids, expected reply)."""
         found = []
         for document in self.documents:
-            ids, grades = self.cache.document(document)
-            graded = np.flatnonzero(grades)
-            is_single = graded[-1] - graded[0] + 1 == len(graded)
-            if is_single and len(ids) <= self.row_length:
-                found.append((ids[: graded[0]].tolist(), self.cache.tokenizer.decode(ids[graded].tolist())))
+            ids, grades = (array.tolist() for array in self.cache.document(document))
+            start = int(np.flatnonzero(grades)[0])
+            end = ids.index(EOS, start)
+            if end < self.row_length:
+                found.append((ids[:start], self.cache.tokenizer.decode(ids[start:end])))
             if len(found) == most:
                 break
         return found
@@ -560,8 +567,7 @@ OF_GRADE = {NOT_GRADED: "prompt", GRADED: "graded", TAG: "tag"}
 
 def show(path, tokenizer, count=3, row_length=512):
     """Print the first documents token by token with what each is for, then what the file holds and what is lost of it."""
-    path = Path(path)
-    check_file(path, "conversations")
+    path = check_file(path)
     kind = detect_kind(path)
     colour = sys.stdout.isatty()
     paint = {name: (lambda text, code=code: f"{code}{text}\033[0m") if colour else str for name, code in COLOURS.items()}
@@ -614,6 +620,8 @@ def main(argv=None):
     parser.add_argument("--max_seq_len", type=int, default=512, help="tokens in one row (default: 512)")
     parser.add_argument("--count", type=int, default=3, help="documents to print (default: 3)")
     args = parser.parse_args(argv)
+    if args.max_seq_len < SHORTEST_ROW:
+        raise ValueError(f"--max_seq_len ({args.max_seq_len}) must be at least {SHORTEST_ROW}")
     show(args.show, ChatTokenizer(args.tokenizer), args.count, args.max_seq_len)
 
 

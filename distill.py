@@ -14,7 +14,7 @@ from Config import TrainConfig, flag, parse_args, run_script
 from dataset import ChatTokenizer, load_rows
 from eval_model import score
 from model import WeakWater, find_checkpoint
-from trainer import train
+from trainer import check_run, train
 
 PROBED = 32  # held-out questions
 
@@ -33,6 +33,7 @@ def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
     model = WeakWater.from_pretrained(find_checkpoint(config.init_from, made_by="SFT.py"))
     tokenizer = ChatTokenizer(config.tokenizer or config.init_from)
+    check_run(config, model)
     rows, validation = load_rows(config, tokenizer, "conversations")
     questions = validation.prompts(PROBED)
     if not questions:

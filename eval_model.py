@@ -12,18 +12,20 @@ conversation, Ctrl-D ends the program.
 import argparse
 import re
 import sys
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
-import numpy as np
-
 from Config import DEVICES_HELP, run_script
-from dataset import BOS, ChatTokenizer, PackedRows, open_cache
+from dataset import BOS, ChatTokenizer, check_file, numbered_lines, parse_line
 from generate import Sampling, as_text, generate, stream
 from model import WeakWater, pick_device
 
 MODES = {0: ("out/pretrain", "pretrain.py"), 1: ("out/SFT", "SFT.py"), 2: ("out/distill", "distill.py")}
 REPLY = re.compile(r"<think>(.+?)</think>\s*<answer>(.+?)</answer>", re.DOTALL)
-NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+ANSWER_MARK = re.compile(r"(?:答案|[Aa]nswer)(?:是|为| is|：|:)\s*")
+NUMBER = re.compile(r"(?:(?<![\d.)）])-)?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+|/0*[1-9]\d*)?%?")  # a minus after a number subtracts
+CHOICE = re.compile(r"(?<![A-Za-z])[A-H](?=\s*(?:$|[(（).,:：，。、]))")
 DIM, PLAIN = "\033[2m", "\033[0m"
 
 
@@ -32,39 +34,66 @@ DIM, PLAIN = "\033[2m", "\033[0m"
 
 def is_well_formed(reply):
     """True for `<think>...</think><answer>...</answer>`, each once, neither empty, nothing outside."""
-    return bool(REPLY.fullmatch(reply.strip())) and all(reply.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    found = REPLY.fullmatch(reply.strip())
+    return bool(found and found[1].strip() and found[2].strip()) and all(reply.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
 
 
-def final_answer(reply):
-    """What a reply comes to: the last number of its answer, or the whole answer if it has none.
+def answer_of(reply):
+    """What is judged of a reply: its <answer>, there only what follows 答案： or "answer is", without the last full stop.
 
-    "<think>3+4=7</think>\\n<answer>一共有7个。</answer>" -> "7";  "小红更多。" -> "小红更多"
+    "<think>3+4=7</think><answer>3+4=7。答案：7</answer>" -> "7";  "小红多75本。" -> "小红多75本"
     """
     found = REPLY.search(reply)
-    answer = found[2] if found else reply
-    numbers = NUMBER.findall(answer)
-    return numbers[-1] if numbers else answer.strip().rstrip("。.！!")
+    return ANSWER_MARK.split(found[2] if found else reply)[-1].strip().rstrip("。.！!")
 
 
-def score(model, tokenizer, questions, max_new_tokens=256):
-    """Greedy replies to questions, a list of (prompt ids, right reply).
+def number_value(text):
+    """"1,200" -> 1200, "12.5%" -> 1/8, "-3/4" -> -3/4, as Fractions."""
+    return Fraction(text.replace(",", "").rstrip("%")) / (100 if text.endswith("%") else 1)
 
-    Returns {"reasoning_accuracy": share of right final answers, "well_formed": share of replies in R1 format}.
+
+def is_right(reply, expected):
+    """True if a reply comes to the same as the expected one.
+
+    Where that answers with a number, the reply's must be equal: the only one after its 答案：, or else its last. Where it
+    answers with a choice (A, B, ...), the letters must be equal; where with anything else, the words.
+    """
+    is_marked = bool(ANSWER_MARK.search(reply))
+    expected, found = answer_of(expected), answer_of(reply)
+    if NUMBER.fullmatch(expected):
+        values = [number_value(number) for number in NUMBER.findall(found)]
+        return set(values if is_marked else values[-1:]) == {number_value(expected)}
+    if choice := CHOICE.match(expected):
+        chosen = CHOICE.search(found)
+        return bool(chosen) and chosen[0] == choice[0]
+    return found == expected
+
+
+def score(model, tokenizer, questions, max_new_tokens=512):
+    """Greedy replies to questions, a list of (prompt ids, expected reply).
+
+    Returns {"reasoning_accuracy": share of right answers (see is_right), "well_formed": share of replies in R1 format}.
     """
     replies = [tokenizer.decode(ids) for ids in generate(model, [prompt for prompt, _ in questions], Sampling(max_new_tokens=max_new_tokens))]
-    right = [final_answer(reply) == final_answer(gold) for reply, (_, gold) in zip(replies, questions)]
+    right = [is_right(reply, expected) for reply, (_, expected) in zip(replies, questions)]
     return {
         "reasoning_accuracy": sum(right) / len(questions),
         "well_formed": sum(map(is_well_formed, replies)) / len(questions),
     }
 
 
-def score_file(model, tokenizer, path, max_new_tokens=256):
-    """`score` over the single questions of a JSONL file."""
-    cache = open_cache(path, tokenizer, "conversations")
-    questions = PackedRows(cache, np.arange(len(cache)), model.config.max_position_embeddings).prompts(len(cache))
+def score_file(model, tokenizer, path, max_new_tokens=512):
+    """`score` over what the conversations of a JSONL file ask first. Raises ValueError at a bad line."""
+    questions = []
+    for number, line in numbered_lines(check_file(path)):
+        try:
+            messages = parse_line(line, "conversations")
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from None
+        first_reply = [message["role"] for message in messages].index("assistant")
+        questions.append((tokenizer.prompt_ids(messages[:first_reply]), messages[first_reply]["content"]))
     if not questions:
-        raise ValueError(f"{path}: expected conversations with one reply, found none")
+        raise ValueError(f"{path}: expected conversations, found an empty file")
     return {"questions": len(questions), **score(model, tokenizer, questions, max_new_tokens)}
 
 
@@ -124,18 +153,19 @@ def typed_lines(is_terminal):
         except EOFError:
             return
         if line:
-            yield line
+            yield line.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def chat(model, tokenizer, args, sampling):
     """Answer line after line; each answer sees the turns before it, as far as they fit."""
     is_terminal = sys.stdin.isatty()
-    room = model.config.max_position_embeddings - min(sampling.max_new_tokens, model.config.max_position_embeddings // 2)
+    context = min(tokenizer.max_length, model.config.max_position_embeddings)
+    room = context - min(sampling.max_new_tokens, context // 2)
     messages = []
     if is_terminal:
         print("Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D ends the program." + ("" if args.model_mode else " This model continues texts."))
     prompts = [args.prompt.encode("utf-8", "replace").decode()] if args.prompt is not None else typed_lines(is_terminal)
-    for question in prompts:
+    for number, question in enumerate(prompts):
         if question == "/new":
             messages = []
             continue
@@ -144,7 +174,8 @@ def chat(model, tokenizer, args, sampling):
                 prompt = [BOS, *tokenizer.encode(question)]
             else:
                 prompt, messages = fit(tokenizer, [*messages, {"role": "user", "content": question}], room)
-            reply = reply_to(model, tokenizer, prompt, sampling, printer())
+            # asked again, a question may get another reply
+            reply = reply_to(model, tokenizer, prompt, replace(sampling, seed=sampling.seed + number), printer())
         except ValueError as error:
             if args.prompt is not None:
                 raise
@@ -160,7 +191,7 @@ def load(args):
     folder, script = MODES[args.model_mode]
     folder = Path(args.model_dir or folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} not found: run {script} first, or pass --model_dir (python quickstart.py makes out/quickstart)")
+        raise FileNotFoundError(f"{folder} not found: run {script} first, or pass --model_dir (python quickstart.py makes out/quickstart/distill)")
     model, tokenizer = WeakWater.from_pretrained(folder), ChatTokenizer(folder)
     if len(tokenizer) != model.config.vocab_size:
         raise ValueError(f"{folder}: found a tokenizer of {len(tokenizer)} tokens, the model's vocab_size is {model.config.vocab_size}")

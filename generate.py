@@ -1,7 +1,7 @@
 """Sample tokens from a model, many prompts at once, and turn them into text as characters complete.
 
 Prompts of different lengths are padded on the left. The padding is a document of its own, which the prompt cannot see, so
-that each reply is what it would be alone. (Only the room for replies is shared: it ends where the longest prompt's does.)
+that each reply is what it would be alone.
 """
 
 import codecs
@@ -43,7 +43,8 @@ def sample(logits, sampling, generator=None):
     """
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
-    logits, ids = (logits.float() / sampling.temperature).sort(dim=-1, descending=True)
+    logits, ids = logits.float().sort(dim=-1, descending=True)
+    logits = (logits - logits[:, :1]) / sampling.temperature  # the largest is 0: a low temperature cannot overflow
     if sampling.top_k:
         logits[:, sampling.top_k :] = -torch.inf
     probabilities = logits.softmax(dim=-1)
@@ -81,12 +82,23 @@ def stream(model, prompts, sampling):
         ids, documents = next_ids[:, None], one_more
 
 
+def batches_of_like_length(lengths, room, batch_size):
+    """Numbers of the prompts to answer together. One longer than `room` would cut the replies to shorter ones short."""
+    batch = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == batch_size or lengths[number] > max(room, lengths[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch
+
+
 def generate(model, prompts, sampling, batch_size=64):
     """The reply to each prompt (lists of ids), without its end token. Prompts of like length are answered together."""
     replies = [[] for _ in prompts]
-    by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
-    for begin in range(0, len(prompts), batch_size):
-        chosen = by_length[begin : begin + batch_size]
+    room = model.config.max_position_embeddings - sampling.max_new_tokens
+    for chosen in batches_of_like_length([len(prompt) for prompt in prompts], room, batch_size):
         steps = list(stream(model, [prompts[number] for number in chosen], sampling))
         for number, reply in zip(chosen, zip(*steps)):
             end = model.config.eos_token_id

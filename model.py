@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.utils.checkpoint import checkpoint
@@ -207,10 +207,12 @@ class WeakWater(nn.Module):
     def forward(self, input_ids, mask=None, labels=None, weights=None, cache=None, last_only=False):
         """input_ids (B, T) -> logits (B, T, V); with labels and weights (B, T), the weighted sum of the losses in nats.
 
-        mask: what `document_mask` or `KVCache.mask` returns; None lets every position see all before it.
+        mask: what `document_mask` or `KVCache.mask` returns; None lets every position see all before it, also in the cache.
         last_only: logits of the last position alone (B, 1, V), all that generation needs.
         The sum, not the mean: what it is to be divided by is the weight of the whole step, which one batch cannot know.
         """
+        if cache is not None and mask is None:
+            mask = cache.mask(torch.ones_like(input_ids))
         hidden = self.model(input_ids, mask, cache)  # (B, T, C)
         if labels is None:
             return self.lm_head(hidden[:, -1:] if last_only else hidden)  # (B, T or 1, V)
@@ -245,7 +247,7 @@ class WeakWater(nn.Module):
         tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
         if self.config.tie_word_embeddings:
             del tensors["lm_head.weight"]
-        write_atomically(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+        write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(save(tensors, metadata={"format": "pt"})))
 
     @classmethod
     def from_pretrained(cls, folder):
@@ -284,7 +286,7 @@ def pick_device(name=""):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError):
         raise ValueError(f"device {name!r} cannot be used here, expected {'cuda or cpu' if torch.cuda.is_available() else 'cpu'}") from None
     return device

@@ -7,20 +7,21 @@ import torch
 
 from Config import LLMConfig, TrainConfig, parse_args, run_script
 from dataset import ChatTokenizer, load_rows
-from model import WeakWater
-from trainer import train
+from model import WeakWater, find_checkpoint
+from trainer import check_run, train
 
 RECIPE = TrainConfig(stage="pretrain", data_path="pretrain.jsonl", out_dir="out/pretrain")
 
 
 def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
-    tokenizer = ChatTokenizer(config.tokenizer or config.init_from or "WeakWater_tokenizer")
-    torch.manual_seed(config.seed)
     if config.init_from:
-        model = WeakWater.from_pretrained(config.init_from)
-    else:
+        model = WeakWater.from_pretrained(find_checkpoint(config.init_from, made_by="pretrain.py"))
+    tokenizer = ChatTokenizer(config.tokenizer or config.init_from or "WeakWater_tokenizer")
+    if not config.init_from:
+        torch.manual_seed(config.seed)
         model = WeakWater(LLMConfig.preset(config.preset, vocab_size=len(tokenizer)))
+    check_run(config, model)
     rows, validation = load_rows(config, tokenizer, "text")
     return train(model, rows, config, validation)
 

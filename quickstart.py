@@ -17,10 +17,10 @@ import pretrain
 import SFT
 from Config import DEVICES_HELP, LLMConfig, run_script, write_atomically
 from dataset import BOS, ChatTokenizer
-from eval_model import score_file
+from eval_model import is_right, score_file
 from generate import Sampling, generate
 from model import WeakWater, pick_device
-from tools.sample_data import FACT_CHECKS, write_sample_data
+from tools.sample_data import probe_turns, write_sample_data
 from train_tokenizer import sample_lines, save_tokenizer, texts_of, train_tokenizer
 
 VOCAB_SIZE = 1536
@@ -84,9 +84,8 @@ def run_stage(name, folder, args):
     flags |= {"data_path": f"{data}.jsonl", "val_path": f"{data}_val.jsonl"}
     flags |= {"init_from": folder / stage["from"]} if "from" in stage else {"tokenizer": folder / "tokenizer"}
     flags |= {"device": args.device} if args.device else {}
-    start = time.perf_counter()
     last = stage["script"].main([f"--{flag}={value}" for flag, value in flags.items()] + ["--resume"])
-    result = {"val_loss": last["val_loss"], "val_ppl": last["val_ppl"], "tokens": last["tokens"], "train_seconds": round(time.perf_counter() - start, 1)}
+    result = {"val_loss": last["val_loss"], "val_ppl": last["val_ppl"], "tokens": last["tokens"], "train_seconds": round(last["seconds"], 1)}
     return result | (score_stage(name, folder, args) if "from" in stage else {})
 
 
@@ -96,11 +95,10 @@ def load_stage(name, folder, args):
 
 
 def score_stage(name, folder, args):
-    """{reasoning_accuracy, well_formed, facts}: of the held-out word problems, and the share of FACT_CHECKS answered right."""
+    """{reasoning_accuracy, well_formed, facts}: of the held-out word problems, and the share of taught facts answered right."""
     model, tokenizer = load_stage(name, folder, args)
     scores = score_file(model, tokenizer, folder / "data" / f"{STAGES[name]['data']}_test.jsonl")
-    replies = [answer(model, tokenizer, question) for question, _ in FACT_CHECKS]
-    known = [expected in reply for reply, (_, expected) in zip(replies, FACT_CHECKS)]
+    known = [is_right(answer(model, tokenizer, turn.question), turn.reply) for turn in probe_turns()]
     return {"reasoning_accuracy": scores["reasoning_accuracy"], "well_formed": scores["well_formed"], "facts": sum(known) / len(known)}
 
 
@@ -143,6 +141,8 @@ def main(argv=None):
         raise ValueError(f"--scale ({args.scale}) must be above 0 and at most 1")
     folder = Path(args.out_dir)
     if args.fresh and folder.is_dir():
+        if any(folder.iterdir()) and not (folder / "report.json").is_file():
+            raise ValueError(f"{folder}: found no report.json in it, so --fresh does not delete it: delete it yourself, or pass another --out_dir")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(folder, {"seed": args.seed, "scale": args.scale})

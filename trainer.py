@@ -90,10 +90,7 @@ class Run:
     """What a training run carries from step to step."""
 
     def __init__(self, model, rows, config, rank, world, device):
-        if config.max_seq_len > model.config.max_position_embeddings:
-            raise ValueError(f"--max_seq_len ({config.max_seq_len}) must be at most the model's max_position_embeddings ({model.config.max_position_embeddings})")
-        if config.accumulation_steps % world:
-            raise ValueError(f"--accumulation_steps ({config.accumulation_steps}) must be a multiple of the number of processes ({world})")
+        check_run(config, model, world)
         check_out_dir(Path(config.out_dir), model, rows.cache.tokenizer)
         self.model, self.rows, self.config = model, rows, config
         self.rank, self.world, self.device = rank, world, device
@@ -114,7 +111,7 @@ class Run:
     # ---- one step ----
 
     def take_step(self, step, step_model):
-        """One update. Returns {loss, lr, grad_norm, tokens}: of the whole step, over all processes."""
+        """One update. Returns {loss, weight, lr, grad_norm, tokens}: of the whole step, over all processes."""
         if self.batches is None:
             self.batches = iter(self.loader(step))
         micro_batches = [next(self.batches) for _ in range(self.config.accumulation_steps // self.world)]
@@ -136,7 +133,7 @@ class Run:
         grad_norm = self.update(step, float(loss))
         self.step = step
         self.tokens += int(tokens)
-        return {"loss": float(loss), "lr": lr, "grad_norm": grad_norm, "tokens": int(tokens)}
+        return {"loss": float(loss), "weight": weight, "lr": lr, "grad_norm": grad_norm, "tokens": int(tokens)}
 
     def update(self, step, loss):
         """Clip and apply the gradients, or drop them if they are not finite. Returns their norm before clipping."""
@@ -189,6 +186,7 @@ class Run:
             collate_fn=partial(stack, rows=self.config.batch_size, row_length=self.rows.row_length),
             num_workers=self.config.num_workers,
             pin_memory=self.device.type == "cuda",
+            worker_init_fn=ignore_interrupts,
         )
 
     def micro_batches(self, first_step):
@@ -231,7 +229,7 @@ class Run:
         }
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "training_state.pt", lambda path: torch.save(state, path))
-        self.rows.cache.tokenizer.save_pretrained(folder)
+        self.rows.cache.tokenizer.save_pretrained(folder, self.rows.row_length)
         self.model.save_pretrained(folder)
         draw_charts(folder, self.config.stage)
 
@@ -261,6 +259,16 @@ class Run:
         log.say(f"{'finished' if state['finished'] else 'resumed'}: {self.config.out_dir} is at step {self.step}/{self.total_steps}")
 
 
+def check_run(config, model, world=None):
+    """What can be told before the data is read. Raises ValueError for flags that this model, or this machine, cannot follow."""
+    world = world or world_size()
+    pick_dtype(config.dtype, pick_device(config.device))
+    if config.max_seq_len > model.config.max_position_embeddings:
+        raise ValueError(f"--max_seq_len ({config.max_seq_len}) must be at most the model's max_position_embeddings ({model.config.max_position_embeddings})")
+    if config.accumulation_steps % world:
+        raise ValueError(f"--accumulation_steps ({config.accumulation_steps}) must be a multiple of the number of processes ({world})")
+
+
 def check_out_dir(folder, model, tokenizer):
     """Raises ValueError rather than let a checkpoint of another model be overwritten file by file."""
     advice = "pass another --out_dir, or delete it"
@@ -274,6 +282,11 @@ def check_out_dir(folder, model, tokenizer):
             raise ValueError(f"{folder} holds another model's checkpoint ({name} {stored[name]}, here {here[name]}): {advice}")
     if ChatTokenizer(folder).fingerprint != tokenizer.fingerprint:
         raise ValueError(f"{folder} holds a checkpoint with another tokenizer than {tokenizer.folder}: {advice}")
+
+
+def ignore_interrupts(worker):
+    """Ctrl-C reaches every process of a terminal; a worker must live on until its trainer has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def stack(batch, rows, row_length):
@@ -335,11 +348,14 @@ def evaluate(run, validation):
     return {"val_loss": loss, "val_ppl": math.exp(min(loss, 700)), "val_bpb": nats / math.log(2) / max(bytes, 1)}
 
 
+def world_size():
+    return int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun
+
+
 @contextmanager
 def processes(config):
     """(rank, number of processes, device); under torchrun the processes are joined into a group."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if world == 1:
+    if world_size() == 1:
         yield 0, 1, pick_device(config.device)
         return
     local_rank = os.environ.get("LOCAL_RANK", "0")
@@ -383,15 +399,13 @@ class Log:
         self.path = Path(run.config.out_dir) / "metrics.jsonl"
         self.last = {}      # the newest value of everything that was written
         self.measured = {}  # what the newest step returned
-        self.losses, self.tokens = [], 0
+        self.losses, self.tokens = [], 0  # of the interval: (loss, weight) of each step, and useful tokens
+        self.seconds = 0.0                # of training, without validation and saving
         self.interval_start = time.perf_counter()
-        self.wandb = None
+        self.interval_seconds = 0.0       # when it was last paused
+        self.wandb = start_wandb(run.config) if self.is_first and run.config.use_wandb else None
         if not run.config.resume:
             self.begin_file()
-        if self.is_first and run.config.use_wandb:
-            import wandb
-
-            self.wandb = wandb.init(project="WeakWater", name=run.config.stage, config=asdict(run.config))
         self.bar = tqdm(total=run.total_steps, unit="step", disable=None if self.is_first else True, leave=False)
         self.announce()
 
@@ -409,7 +423,7 @@ class Log:
         run = self.run
         rows = run.rows
         self.say(
-            f"{run.config.stage}: {run.model.num_parameters():,} parameters on {run.device} in {str(run.dtype).removeprefix('torch.')}"
+            f"{run.config.stage} from {run.config.init_from or 'random weights'}: {run.model.num_parameters():,} parameters on {run.device} in {str(run.dtype).removeprefix('torch.')}"
             f"{', compiled' if run.compiled else ''} | {len(rows):,} rows of {rows.row_length}, {rows.padding_share:.1%} padding, "
             f"{rows.truncated} documents truncated, {len(rows.cache.about['bad_lines'])} bad lines skipped | "
             f"{run.total_steps} steps of {run.rows_per_step} rows, {run.warmup_steps} of warm-up"
@@ -422,7 +436,7 @@ class Log:
 
     def add(self, measured):
         self.measured = measured
-        self.losses.append(measured["loss"])
+        self.losses.append((measured["loss"], measured["weight"]))
         self.tokens += measured["tokens"]
         self.bar.update(self.run.step - self.bar.n)
 
@@ -430,17 +444,19 @@ class Log:
         """The interval's mean loss and its speed; both start anew afterwards."""
         run = self.run
         seconds = time.perf_counter() - self.interval_start
+        self.seconds += seconds
         steps = len(self.losses)
-        finite = [loss for loss in self.losses if math.isfinite(loss)]
-        left_in_epoch = run.steps_per_epoch - (step - 1) % run.steps_per_epoch - 1
+        finite = [(loss, weight) for loss, weight in self.losses if math.isfinite(loss)]
+        left_in_epoch = min(-step % run.steps_per_epoch, run.total_steps - step)  # max_steps may end the run first
         metrics = {
             "step": step,
             "epoch": (step - 1) // run.steps_per_epoch + 1,
-            "loss": sum(finite) / len(finite) if finite else None,
+            "loss": sum(loss * weight for loss, weight in finite) / sum(weight for _, weight in finite) if finite else None,
             "lr": self.measured["lr"],
             "grad_norm": self.measured["grad_norm"] if math.isfinite(self.measured["grad_norm"]) else None,
             "tokens": run.tokens,
             "skipped": run.skipped,
+            "seconds": self.seconds,
             "tokens_per_second": self.tokens / seconds,
             "epoch_minutes_left": left_in_epoch * seconds / steps / 60,
         }
@@ -463,9 +479,9 @@ class Log:
     @contextmanager
     def paused(self):
         """Time spent inside does not count against the speed of training."""
-        start = time.perf_counter()
+        self.interval_seconds = time.perf_counter() - self.interval_start
         yield
-        self.interval_start += time.perf_counter() - start
+        self.interval_start = time.perf_counter() - self.interval_seconds
 
     def write(self, metrics, text):
         self.last = {**self.last, **metrics}
@@ -490,12 +506,12 @@ class Log:
 
     def state(self):
         """What a resumed run needs to write the same lines: the losses of an unfinished interval, and the last metrics."""
-        return {"losses": self.losses, "tokens": self.tokens, "last": self.last, "seconds": time.perf_counter() - self.interval_start}
+        return {"losses": self.losses, "tokens": self.tokens, "last": self.last, "seconds": self.seconds, "interval_seconds": self.interval_seconds}
 
     def restore(self, state):
         """Take over the state, and cut metrics.jsonl back to the step that it belongs to."""
-        self.losses, self.tokens, self.last = state["losses"], state["tokens"], state["last"]
-        self.interval_start = time.perf_counter() - state["seconds"]
+        self.losses, self.tokens, self.last, self.seconds = state["losses"], state["tokens"], state["last"], state["seconds"]
+        self.interval_start = time.perf_counter() - state["interval_seconds"]
         if self.is_first and self.path.is_file():
             lines = read_metrics(self.path)
             kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= self.run.step)
@@ -505,6 +521,16 @@ class Log:
         self.bar.close()
         if self.wandb:
             self.wandb.finish()
+
+
+def start_wandb(config):
+    """A run of Weights & Biases. Raises ValueError where that asks for a login."""
+    import wandb
+
+    try:
+        return wandb.init(project="WeakWater", name=config.stage, config=asdict(config))
+    except wandb.Error as error:
+        raise ValueError(f"--use_wandb: {error}: log in with `wandb login`, or set WANDB_MODE=offline") from None
 
 
 def short_count(number):
@@ -546,7 +572,7 @@ def draw_charts(folder, stage):
                 axes.plot(*zip(*points), label=legend, marker="o" if len(points) < 30 else None, markersize=3, linewidth=1.2)
         axes.set(xlabel="step", ylabel=label, title=f"{name}_{stage}")
         axes.grid(alpha=0.3)
-        if len(curves) > 1:
+        if len(axes.lines) > 1:
             axes.legend()
         write_atomically(folder / "charts" / f"{name}_{stage}.png", lambda path: figure.savefig(path, format="png", dpi=120))
         pyplot.close(figure)

@@ -14,6 +14,7 @@ from dataset import (
     EOS,
     GRADED,
     TAG,
+    ChatTokenizer,
     PackedRows,
     best_fit,
     encode_records,
@@ -61,7 +62,7 @@ def test_control_tokens_have_the_first_ids_and_digits_stay_single(tokenizer, hug
 def test_token_bytes_add_up_to_the_text(tokenizer):
     text = "小明有 345 个苹果。Hello!"
     assert tokenizer.token_bytes[tokenizer.encode(text)].sum() == len(text.encode())
-    assert not tokenizer.token_bytes[: len(CONTROL_TOKENS)].any()
+    assert tokenizer.token_bytes[:7].tolist() == [0, 0, 0, 7, 8, 8, 9]  # <think> and the like are text that a reader sees
 
 
 # ---- chat format ----
@@ -206,6 +207,14 @@ def test_cache_holds_every_document_as_encoded(tokenizer, tmp_path):
         assert (ids.tolist(), grades.tolist()) == encode(tokenizer, messages)
 
 
+def test_tokenizer_that_splits_otherwise_gets_a_cache_of_its_own(tokenizer, tmp_path):
+    stored = json.loads((tokenizer.folder / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer.save_pretrained(tmp_path, 128)
+    stored["pre_tokenizer"]["pretokenizers"].pop(0)  # the same vocabulary, other ids for the same text
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+    assert ChatTokenizer(tmp_path).fingerprint != tokenizer.fingerprint
+
+
 # ---- packing ----
 
 
@@ -279,12 +288,11 @@ def test_a_conversation_whose_reply_is_cut_off_is_left_out(tokenizer, tmp_path):
     assert (len(rows.starts), rows.truncated, rows.graded_lost) == (1, 1, len(tokenizer.encode("短")) + 1)
 
 
-def test_prompts_are_the_single_questions_with_their_replies(tokenizer, tmp_path):
-    documents = [conversation("a", "b", "c", "d"), conversation("甲？", REASONED)]
+def test_prompts_are_the_first_questions_with_their_replies(tokenizer, tmp_path):
+    documents = [conversation("a", "b", "c", "d"), conversation("长", "短" * 200), conversation("甲？", REASONED), conversation("e", "f")]
     cache = open_cache(write_jsonl(tmp_path / "a.jsonl", [{"conversations": d} for d in documents]), tokenizer, "conversations")
-    ((prompt, reply),) = PackedRows(cache, np.arange(2), 200).prompts(5)
-    assert prompt == tokenizer.prompt_ids(documents[1][:1])
-    assert reply == REASONED
+    expected = [(tokenizer.prompt_ids(document[:1]), document[1]["content"]) for document in documents if document[0]["content"] != "长"]
+    assert PackedRows(cache, np.arange(4), 200).prompts(2) == expected[:2]
 
 
 # ---- lens ----

@@ -8,8 +8,8 @@ import torch
 from conftest import conversation, tiny_model
 
 import eval_model
-from eval_model import final_answer, fit, is_well_formed
-from generate import Sampling, as_text, generate, sample, stream
+from eval_model import fit, is_right, is_well_formed
+from generate import Sampling, as_text, batches_of_like_length, generate, sample, stream
 
 
 def greedy_by_hand(model, prompt, count):
@@ -33,6 +33,14 @@ def test_prompts_answered_together_get_the_replies_they_get_alone():
     alone = [generate(model, [prompt], Sampling(max_new_tokens=30))[0] for prompt in prompts]
     assert generate(model, prompts, Sampling(max_new_tokens=30)) == alone
     assert len({tuple(reply) for reply in alone}) == 4
+
+
+def test_long_prompt_does_not_shorten_the_replies_beside_it():
+    model = tiny_model(3)
+    prompts = [[1, 50], [1] + [60] * 100, [1, 7, 9], [1] + [70] * 110, [1] + [80] * 110]
+    alone = [generate(model, [prompt], Sampling(max_new_tokens=60))[0] for prompt in prompts]
+    assert generate(model, prompts, Sampling(max_new_tokens=60)) == alone
+    assert len(alone[0]) == 60 and list(batches_of_like_length([2, 101, 3, 111, 111], 68, 9)) == [[0, 2], [1], [3, 4]]
 
 
 def test_generation_stops_at_the_end_token_the_limit_and_the_context():
@@ -97,21 +105,45 @@ def test_broken_characters_become_one_sign_and_lose_nothing_after(tokenizer):
 
 
 @pytest.mark.parametrize(
-    "reply, well_formed, answer",
+    "reply, expected",
     [
-        ("<think>3+4=7</think>\n<answer>一共7个。</answer>", True, "7"),
-        ("<think>3+4=7</think><answer>小红多</answer>", True, "小红多"),
-        ("<think>3</think>\n<answer></answer>", False, "3"),
-        ("<think>3</think>\n<answer>7", False, "7"),
-        ("<think>a<think>b</think><answer>7</answer>", False, "7"),
-        ("好。<think>3</think><answer>7</answer>", False, "7"),
-        ("一共12.5元。", False, "12.5"),
-        ("小红更多。", False, "小红更多"),
+        ("<think>3+4=7</think>\n<answer>一共7个。</answer>", True),
+        ("<think>3+4=7</think><answer>小红多</answer>", True),
+        ("<think>3</think>\n<answer></answer>", False),
+        ("<think> </think>\n<answer>\n</answer>", False),
+        ("<think>3</think>\n<answer>7", False),
+        ("<think>a<think>b</think><answer>7</answer>", False),
+        ("好。<think>3</think><answer>7</answer>", False),
+        ("一共12.5元。", False),
     ],
 )
-def test_replies_are_judged_by_form_and_final_answer(reply, well_formed, answer):
-    assert is_well_formed(reply) is well_formed
-    assert final_answer(reply) == answer
+def test_form_asks_for_each_tag_once_and_nothing_outside(reply, expected):
+    assert is_well_formed(reply) is expected
+
+
+@pytest.mark.parametrize(
+    "reply, expected, right",
+    [
+        ("<think>9</think>\n<answer>列式：3×6=18。\n答案：18</answer>", "<think>9</think>\n<answer>\n答案：18\n</answer>", True),
+        ("一共是18个。", "<think>9</think>\n<answer>答案：18</answer>", True),  # a model that does not think may be right, too
+        ("18-3", "The answer is 3.", True),
+        ("18-3", "The answer is -3.", False),
+        ("The answer is 24960.", "The answer is 24,960.", True),
+        ("答案：0.5", "答案：1/2", True),
+        ("答案：12.50%", "答案：1/8", True),
+        ("答案：2/3", "答案：1/3", False),  # the last digits alone would be equal
+        ("没有数", "答案：1/3", False),
+        ("答案：17或18", "答案：18", False),
+        ("A dog.", "A cat.", False),
+        ("选B", "答案：B（20；100）", True),
+        ("答案：A（20；100）", "答案：B（20；100）", False),
+        ("小红多75本。", "小红多75本", True),
+        ("小明多75本。", "小红多75本。", False),  # the number alone is not the answer
+        ("答案是北京", "北京。", True),
+    ],
+)
+def test_reply_is_right_when_it_comes_to_the_expected_answer(reply, expected, right):
+    assert is_right(reply, expected) is right
 
 
 # ---- chat ----
@@ -133,7 +165,7 @@ def test_history_loses_its_oldest_turns_first_and_keeps_the_system_message(token
 @pytest.fixture
 def folder(tokenizer, tmp_path):
     tiny_model(max_position_embeddings=512).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path, 512)
     return str(tmp_path)
 
 
@@ -147,6 +179,16 @@ def test_a_pipe_is_answered_line_by_line_with_the_turns_before(folder, tokenizer
     assert seen[1] == tokenizer.prompt_ids(conversation("你好", reply, "再见"))
     assert seen[2] == tokenizer.prompt_ids(conversation("早"))
     assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_chat_forgets_what_is_longer_than_the_rows_it_was_trained_on(folder, tokenizer, monkeypatch):
+    alone = [tokenizer.prompt_ids(conversation(question)) for question in "甲乙丙"]
+    tokenizer.save_pretrained(folder, 2 * max(map(len, alone)))  # half of it for the reply; the model itself could hold 512
+    monkeypatch.setattr(sys, "stdin", io.StringIO("甲\n乙\n丙\n"))
+    seen = []
+    monkeypatch.setattr(eval_model, "stream", lambda model, prompts, sampling: seen.append(prompts[0]) or iter([tokenizer.encode("好")[:1], [2]]))
+    eval_model.main(["--model_dir", folder, "--device", "cpu"])
+    assert seen == alone
 
 
 def test_ctrl_c_stops_the_reply_and_not_the_program(folder, tokenizer, monkeypatch, capsys):

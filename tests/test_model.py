@@ -30,8 +30,8 @@ def test_logits_match_hugging_face_llama(key_value_heads, tied, tokenizer, tmp_p
 
     ours = tiny_model(num_key_value_heads=key_value_heads, tie_word_embeddings=tied)
     ours.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    tokenizer.save_pretrained(tmp_path, 128)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).float().eval()
     assert type(theirs).__name__ == "LlamaForCausalLM"
     with torch.no_grad():
         torch.testing.assert_close(ours(random_ids()), theirs(random_ids()).logits, rtol=1e-4, atol=1e-4)
@@ -42,7 +42,7 @@ def test_gradients_match_hugging_face_llama(tmp_path):
 
     ours = tiny_model()
     ours.save_pretrained(tmp_path)
-    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).train()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).float().train()
     ids, weights = random_ids(), torch.ones(B, T - 1)
     (ours(ids[:, :-1], None, ids[:, 1:], weights) / weights.sum()).backward()
     theirs(ids, labels=ids).loss.backward()
@@ -92,7 +92,7 @@ def test_cached_decoding_equals_one_forward(cuts):
     model = tiny_model()
     expected = model(random_ids())
     cache = KVCache(model.config, B, T, "cpu")
-    parts = [model(part, cache.mask(torch.ones_like(part)), cache=cache) for part in random_ids().split(cuts, dim=1)]
+    parts = [model(part, cache=cache) for part in random_ids().split(cuts, dim=1)]
     torch.testing.assert_close(torch.cat(parts, dim=1), expected, rtol=1e-4, atol=1e-5)
 
 

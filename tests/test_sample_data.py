@@ -5,7 +5,7 @@ import random
 import re
 
 import pytest
-from eval_model import final_answer, is_well_formed
+from eval_model import answer_of, is_well_formed
 from tools.sample_data import FACT_CHECKS, KINDS, make_problem, write_sample_data
 
 RESULT = {
@@ -35,7 +35,10 @@ def test_every_answer_is_right_when_computed_from_the_question(kind):
     for _ in range(200):
         problem = make_problem(rng, kind)
         numbers = [int(number) for number in re.findall(r"\d+", problem.question)]
-        assert final_answer(problem.answer) == str(RESULT[kind](*numbers))
+        assert re.findall(r"\d+", problem.answer) == [str(RESULT[kind](*numbers))]
+        if kind == "compare":
+            first = re.search("小.", problem.question)[0]
+            assert problem.answer.startswith(f"{first}{'多' if numbers[0] > numbers[1] else '少'}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,7 +70,7 @@ def test_train_validation_and_test_share_no_question(conversations, data):
 def test_held_out_sums_are_worked_out_nowhere_in_training(conversations, data):
     operation = re.compile(r"求.：(\d+)([-+×])(\d+)")
     held_out = {match for messages in conversations["r1_test"] for match in operation.findall(messages[1]["content"])}
-    trained = {match for messages in conversations["r1"] for match in operation.findall(messages[-1]["content"])}
+    trained = {match for messages in conversations["r1"] for message in messages for match in operation.findall(message["content"])}
     trained |= set(operation.findall(data["pretrain"].read_text(encoding="utf-8")))
     assert len(held_out) > 250 and len(trained) > 200 and not held_out & trained
 
@@ -75,7 +78,7 @@ def test_held_out_sums_are_worked_out_nowhere_in_training(conversations, data):
 def test_both_test_files_ask_the_same_questions_and_agree(conversations):
     for direct, reasoned in zip(conversations["sft_test"], conversations["r1_test"], strict=True):
         assert direct[0] == reasoned[0]
-        assert final_answer(direct[1]["content"]) == final_answer(reasoned[1]["content"])
+        assert answer_of(direct[1]["content"]) == answer_of(reasoned[1]["content"])
         assert is_well_formed(reasoned[1]["content"]) and not is_well_formed(direct[1]["content"])
 
 
@@ -89,4 +92,4 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(data, tmp_path):
 
 def test_checked_facts_are_taught(conversations):
     for name in ("sft", "r1"):
-        assert {question for question, _ in FACT_CHECKS} <= questions(conversations[name])
+        assert set(FACT_CHECKS) <= questions(conversations[name])

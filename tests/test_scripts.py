@@ -20,12 +20,13 @@ def run(script, *flags, cwd, **more):
 
 
 MISSING = [
-    (["train_tokenizer.py"], "pretrain.jsonl not found: modelscope download"),
+    (["train_tokenizer.py"], "pretrain.jsonl not found: modelscope download --dataset Harris/pretrain pretrain.jsonl --local_dir ./"),
     (["pretrain.py"], "tokenizer.json not found: run train_tokenizer.py first"),
     (["SFT.py"], "out/pretrain not found: run pretrain.py first, or pass --init_from"),
     (["distill.py"], "out/SFT not found: run SFT.py first, or pass --init_from"),
     (["eval_model.py", "--model_mode", "0"], "out/pretrain not found: run pretrain.py first"),
     (["dataset.py", "--show", "a.jsonl"], "tokenizer.json not found: run train_tokenizer.py first"),
+    (["pretrain.py", "--init_from", "out/nowhere"], "out/nowhere not found: run pretrain.py first, or pass --init_from"),
     (["pretrain.py", "--batch_size", "0"], "--batch_size (0) must be greater than 0"),
     (["pretrain.py", "--dtype", "int3"], "invalid choice: 'int3'"),
     (["eval_model.py", "--temperature", "-1"], "--temperature (-1.0) must not be negative"),

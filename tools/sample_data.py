@@ -10,11 +10,12 @@ sentence comes from the tables and templates below, which were written for this 
 
 The two test files hold the same word problems in the same order: answered at once in one, worked out in the other.
 
-What is held out. Every word problem, in whichever file, has its own question and its own (kind, numbers). Beyond
-that, no single operation that solves a validation or test problem (345+278, 278+345, an intermediate 623-150) is used
-in any training problem, nor worked out in the pretraining text: a test question was never seen, nor its arithmetic.
-What else validation asks on its own is asked in no training conversation, with or without 请问 before it; a conversation
-of several turns is new as a whole. The facts asked for are those of the pretraining text.
+What is held out. Every word problem of the conversations, in whichever file, has its own question and its own (kind,
+numbers). Beyond that, no single operation that solves a validation or test problem of theirs (345+278, 278+345, an
+intermediate 623-150) is used in any training problem, nor worked out in the pretraining text: a test question was never
+seen, nor its arithmetic. What else validation asks on its own is asked in no training conversation, with or without 请问
+before it; a conversation of several turns is new as a whole. The facts asked for are those of the pretraining text, whose
+own validation file holds new texts, but some of their sums may also stand in pretrain.jsonl.
 """
 import argparse
 import json
@@ -36,17 +37,17 @@ SFT_PROBLEM_SHARE = 0.35
 SFT_SYSTEM_SHARE = 0.03
 R1_ITEMS = 12_000
 R1_CHAT_SHARE = 0.15         # so that the distilled model still answers what is not arithmetic
+JOINED_SHARE = 0.3           # of the conversations: they go on with what another would have asked
+JOINED_CHARACTERS = 350      # in such a conversation at most, so that it fits the quickstart's rows of 256 tokens
 PROBE_COPIES = 20            # of each of FACT_CHECKS in sft.jsonl and r1.jsonl
 VAL_ITEMS = 200
 TEST_ITEMS = 200
 MAX_SCALE = 1.5              # there are 7,920 different two- or three-digit times one-digit problems
 
-# (question, what the answer must contain): each question stands verbatim in sft.jsonl and r1.jsonl at any scale.
+# Each of these questions stands verbatim in sft.jsonl and r1.jsonl at any scale.
 FACT_CHECKS = [
-    ("你是谁？", "WeakWater"), ("你叫什么名字？", "WeakWater"), ("你好！", "你好"),
-    ("中国的首都是哪里？", "北京"), ("法国的首都是哪里？", "巴黎"), ("太阳从哪边升起？", "东"),
-    ("一年有几个季节？", "四个"), ("熊猫喜欢吃什么？", "竹子"), ("中秋节吃什么？", "月饼"),
-    ("大的反义词是什么？", "小"), ("3米等于多少厘米？", "300"), ("苹果用英语怎么说？", "apple"),
+    "你是谁？", "你叫什么名字？", "你好！", "中国的首都是哪里？", "法国的首都是哪里？", "太阳从哪边升起？", "一年有几个季节？",
+    "熊猫喜欢吃什么？", "中秋节吃什么？", "大的反义词是什么？", "3米等于多少厘米？", "苹果用英语怎么说？",
 ]
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -93,12 +94,12 @@ TEMPLATES = {
         ("每排有{a}个座位，一共有{b}排。", "一共有多少个座位"),
     ],
     "compare": [
-        ("{name}有{a}{unit}{item}，{other}有{b}{unit}{item}。", "谁的{item}多，多多少{unit}"),
-        ("{name}收到{a}{unit}{item}，{other}收到{b}{unit}{item}。", "谁收到的{item}多，多多少{unit}"),
-        ("{name}买了{a}{unit}{item}，{other}买了{b}{unit}{item}。", "谁买的{item}多，多多少{unit}"),
-        ("{name}数了{a}{unit}{item}，{other}数了{b}{unit}{item}。", "谁数的{item}多，多多少{unit}"),
-        ("{name}存了{a}元，{other}存了{b}元。", "谁存的钱多，多多少元"),
-        ("{name}走了{a}米，{other}走了{b}米。", "谁走的路多，多多少米"),
+        ("{name}有{a}{unit}{item}，{other}有{b}{unit}{item}。", "{name}的多还是少，差多少{unit}"),
+        ("{name}收到{a}{unit}{item}，{other}收到{b}{unit}{item}。", "{name}收到的多还是少，差多少{unit}"),
+        ("{name}买了{a}{unit}{item}，{other}买了{b}{unit}{item}。", "{name}买的多还是少，差多少{unit}"),
+        ("{name}数了{a}{unit}{item}，{other}数了{b}{unit}{item}。", "{name}数的多还是少，差多少{unit}"),
+        ("{name}存了{a}元，{other}存了{b}元。", "{name}存的多还是少，差多少元"),
+        ("{name}走了{a}米，{other}走了{b}米。", "{name}走的多还是少，差多少米"),
     ],
     "add_then_subtract": [
         ("{name}有{a}{unit}{item}，又买了{b}{unit}，送给{other}{c}{unit}。", "{name}还剩多少{unit}{item}"),
@@ -158,9 +159,8 @@ def make_problem(rng, kind):
     calculation = operations(kind, numbers)
     result = evaluate(*calculation[-1])
     if kind == "compare":
-        winner = name if numbers[0] > numbers[1] else other
-        working = compare_steps((name, numbers[0]), (other, numbers[1])) + work(calculation)
-        answer = winner + ask.split("，")[1].replace("多少", str(result)) + "。"
+        working = compare_steps(name, *numbers) + work(calculation)
+        answer = f"{name}{'多' if numbers[0] > numbers[1] else '少'}{result}{ask.split('差多少')[1]}。"
     else:
         working = work(calculation)
         answer = ask.replace("多少", str(result)) + "。"
@@ -240,18 +240,17 @@ def multiply_steps(a, n):
     return f"{text}得{a * n}。"
 
 
-def compare_steps(first, second):
-    """('小明', 503), ('小红', 578) -> 比大小：503和578。百位5等于5，十位0小于7，小红多。"""
-    (name, a), (other, b) = first, second
+def compare_steps(name, a, b):
+    """'小明', 503, 578 -> 比大小：503和578。百位5等于5，十位0小于7，小明少。"""
     text = f"比大小：{a}和{b}。"
-    winner = name if a > b else other
     if len(str(a)) != len(str(b)):
-        return text + f"{a}是{'两三'[len(str(a)) - 2]}位数，{b}是{'两三'[len(str(b)) - 2]}位数，{winner}多。"
-    for place, x, y in reversed(columns(a, b)):
-        text += f"{place}位{x}{'等于' if x == y else '大于' if x > y else '小于'}{y}，"
-        if x != y:
-            break
-    return f"{text}{winner}多。"
+        text += f"{a}是{'两三'[len(str(a)) - 2]}位数，{b}是{'两三'[len(str(b)) - 2]}位数，"
+    else:
+        for place, x, y in reversed(columns(a, b)):
+            text += f"{place}位{x}{'等于' if x == y else '大于' if x > y else '小于'}{y}，"
+            if x != y:
+                break
+    return f"{text}{name}{'多' if a > b else '少'}。"
 
 
 def columns(a, b):
@@ -612,15 +611,15 @@ def follow_up_chat(rng):
     return [fact_turn(first), fact_turn(second, is_follow_up=True)]
 
 
-def probe_chats():
-    """The conversations of FACT_CHECKS, found by their questions."""
+def probe_turns():
+    """FACT_CHECKS with their replies, as turns."""
     scripts = IDENTITY + SMALL_TALK
     turns = [Turn(question, reply, thought) for thought, reply, questions in scripts for question in questions]
     turns += [fact_turn(fact) for fact in all_facts()]
     turns += [unit_turn(3, *unit) for unit in UNITS]
     turns.append(Turn("苹果用英语怎么说？", "苹果的英语是 apple。", "用户要我把苹果翻译成英语。"))
     by_question = {turn.question: turn for turn in turns}
-    return [[by_question[question]] for question, _ in FACT_CHECKS]
+    return [by_question[question] for question in FACT_CHECKS]
 
 
 def questions_of(chat):
@@ -719,8 +718,7 @@ def worked_text(rng, bank):
         if not bank.is_reserved(calculation):
             break
     if kind == "compare":
-        name, other = rng.sample(NAMES, 2)
-        return compare_steps((name, numbers[0]), (other, numbers[1])) + work(calculation)
+        return compare_steps(rng.choice(NAMES), *numbers) + work(calculation)
     formula = str(numbers[0]) + "".join(f"{symbol}{number}" for symbol, number in zip(SYMBOLS[kind], numbers[1:]))
     return rng.choice(["", f"{formula}怎么算？"]) + work(calculation)
 
@@ -873,7 +871,7 @@ def held_out_chats(rng, bank, problem_share):
     """VAL_ITEMS different conversations, none of them one of FACT_CHECKS, which belong to training."""
     problems = bank.draw(round(VAL_ITEMS * problem_share), hold_out=True)
     chats = [problem_chat(problem) for problem in problems]
-    taken = {(question,) for question, _ in FACT_CHECKS}
+    taken = {(question,) for question in FACT_CHECKS}
     while len(chats) < VAL_ITEMS:
         chat = draw_chat(rng)
         if questions_of(chat) not in taken:
@@ -887,13 +885,25 @@ def training_chats(rng, bank, items, problem_share, scale, held_out):
     """Word problems, the probes and other conversations, shuffled; at least the probes, however small the scale."""
     count = round(items * scale)
     chats = [problem_chat(problem) for problem in bank.draw(round(count * problem_share))]
-    chats += probe_chats() * max(1, round(PROBE_COPIES * scale))
+    chats += [[turn] for turn in probe_turns()] * max(1, round(PROBE_COPIES * scale))
     while len(chats) < count:
         chat = draw_chat(rng)
         if not is_held_out(chat, held_out):
             chats.append(chat)
     rng.shuffle(chats)
-    return chats
+    return join_some(rng, chats)
+
+
+def join_some(rng, chats):
+    """The same turns in fewer conversations: people ask one thing after another."""
+    joined = [chats[0]]
+    for chat in chats[1:]:
+        characters = sum(len(turn.question + turn.thought + turn.reply) for turn in joined[-1] + chat)
+        if rng.random() < JOINED_SHARE and characters <= JOINED_CHARACTERS:
+            joined[-1] = joined[-1] + chat
+        else:
+            joined.append(chat)
+    return joined
 
 
 def draw_text(rng, bank):
@@ -936,7 +946,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         paths = write_sample_data(args.out_dir, args.seed, args.scale)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     for path in paths.values():
         items = path.read_bytes().count(b"\n")
