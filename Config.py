@@ -106,7 +106,8 @@ class LLMConfig:
 
 PRESETS = {
     "30m": {},  # 28,975,616 parameters with the vocabulary of 6400
-    "tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=3),
+    # rope_theta as in LLaMA: with 1e6, only a few of a head's 64 dimensions would tell near positions apart
+    "tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=3, rope_theta=1e4),
 }
 
 

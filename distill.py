@@ -25,8 +25,9 @@ class DistillConfig(TrainConfig):
 
 
 RECIPE = DistillConfig(
-    stage="distill", data_path="r1_1024.jsonl", init_from="out/SFT", out_dir="out/distill", epochs=2, batch_size=28, max_seq_len=1024, learning_rate=3e-3
-)
+    stage="distill", data_path="r1_1024.jsonl", init_from="out/SFT", out_dir="out/distill",
+    epochs=2, batch_size=28, max_seq_len=1024, learning_rate=3e-3, eval_every=100,
+)  # fmt: skip
 
 
 def main(argv=None):

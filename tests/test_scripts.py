@@ -101,10 +101,19 @@ def test_two_processes_train_as_one_does(data, tmp_path):
             assert shared[name] == pytest.approx(alone[name], rel=2e-3), name
 
 
+def test_fresh_deletes_nothing_but_a_quickstart(tmp_path):
+    thesis = tmp_path / "mine" / "thesis.txt"
+    thesis.parent.mkdir()
+    thesis.write_text("years of work")
+    result = run("quickstart.py", "--fresh", "--out_dir", "mine", cwd=tmp_path)
+    assert result.returncode == 2 and "found no report.json" in result.stderr and thesis.is_file()
+
+
 @pytest.mark.slow
 def test_quickstart_rehearsal_reports_every_number_and_is_not_redone(tmp_path):
     first = run("quickstart.py", "--scale", "0.02", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
+    assert first.stdout.count(" 0 documents truncated") == 3
     report = json.loads((tmp_path / "out/quickstart/report.json").read_text())
     assert {"seconds", "tokens_per_second", "pretrain", "sft", "distill"} <= set(report)
     assert all({"val_loss", "val_ppl"} <= set(report[stage]) for stage in ("pretrain", "sft", "distill"))

@@ -37,8 +37,8 @@ SFT_PROBLEM_SHARE = 0.35
 SFT_SYSTEM_SHARE = 0.03
 R1_ITEMS = 12_000
 R1_CHAT_SHARE = 0.15         # so that the distilled model still answers what is not arithmetic
-JOINED_SHARE = 0.3           # of the conversations: they go on with what another would have asked
-JOINED_CHARACTERS = 350      # in such a conversation at most, so that it fits the quickstart's rows of 256 tokens
+JOINED_SHARE = 0.15          # of the conversations: they go on with what another would have asked
+JOINED_CHARACTERS = 240      # in such a conversation at most, so that it fits the quickstart's rows of 256 tokens
 PROBE_COPIES = 20            # of each of FACT_CHECKS in sft.jsonl and r1.jsonl
 VAL_ITEMS = 200
 TEST_ITEMS = 200
@@ -241,16 +241,21 @@ def multiply_steps(a, n):
 
 
 def compare_steps(name, a, b):
-    """'小明', 503, 578 -> 比大小：503和578。百位5等于5，十位0小于7，小明少。"""
+    """'小明', 503, 578 -> 比大小：503和578。百位5比5一样，十位0比7小，小明少。"""
     text = f"比大小：{a}和{b}。"
     if len(str(a)) != len(str(b)):
         text += f"{a}是{'两三'[len(str(a)) - 2]}位数，{b}是{'两三'[len(str(b)) - 2]}位数，"
     else:
         for place, x, y in reversed(columns(a, b)):
-            text += f"{place}位{x}{'等于' if x == y else '大于' if x > y else '小于'}{y}，"
+            text += f"{place}位{comparison(x, y)}，"
             if x != y:
                 break
     return f"{text}{name}{'多' if a > b else '少'}。"
+
+
+def comparison(x, y):
+    """Both digits, and only then the word that depends on both."""
+    return f"{x}比{y}{'一样' if x == y else '大' if x > y else '小'}"
 
 
 def columns(a, b):
@@ -735,7 +740,7 @@ def table_text(rng):
             f"{x + 10}-{y}={x + 10 - y}" if x < y else f"{x}-{y}={x - y}",
             f"{x + 10}-1-{y}={x + 9 - y}" if x <= y else f"{x}-1-{y}={x - 1 - y}",
             f"{x}乘{n}等于{x * n}", f"{x}×{n}={x * n}", f"{x}×{n}+{carried}={x * n}+{carried}={x * n + carried}",
-            f"{x}大于{y}" if x > y else f"{x}小于{y}" if x < y else f"{x}等于{y}",
+            comparison(x, y),
         ]))
     return "，".join(lines) + "。"
 

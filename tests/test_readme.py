@@ -1,0 +1,40 @@
+"""Both READMEs say the same, and what they say of the files is true."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = ["README.md", "README_en.md"]
+
+
+def text_of(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def commands_of(name):
+    """The commands of the code blocks, without their comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", text_of(name), re.DOTALL)
+    return [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
+
+
+def test_both_readmes_give_the_same_commands_and_numbers():
+    assert commands_of(READMES[0]) == commands_of(READMES[1]) and len(commands_of(READMES[0])) >= 9
+    tables = [re.findall(r"\d[\d.,%]*", "\n".join(line for line in text_of(name).splitlines() if line.startswith("|"))) for name in READMES]
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_file_map_names_every_source_file_with_about_its_length(name):
+    listed = {file: int(lines) for file, lines in re.findall(r"\| `([\w/]+\.py)` \| (\d+) \|", text_of(name))}
+    present = {path.relative_to(ROOT).as_posix() for pattern in ("*.py", "tools/*.py") for path in ROOT.glob(pattern)}
+    assert set(listed) == present
+    for file, lines in listed.items():
+        assert abs(len(text_of(file).splitlines()) - lines) <= max(5, 0.1 * lines), file
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_pictures_and_links_lead_to_files(name):
+    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text_of(name)):
+        assert (ROOT / target).is_file(), target
