@@ -28,7 +28,7 @@ COMMON = {"preset": "tiny", "batch_size": 8, "max_seq_len": 256, "epochs": 100, 
 STAGES = {
     "pretrain": {"script": pretrain, "folder": "pretrain", "data": "pretrain", "steps": 420, "flags": {"learning_rate": 1e-2}},
     "sft": {"script": SFT, "folder": "SFT", "data": "sft", "steps": 80, "from": "pretrain", "flags": {"learning_rate": 4e-3}},
-    "distill": {"script": distill, "folder": "distill", "data": "r1", "steps": 800, "from": "SFT", "flags": {"learning_rate": 6e-3, "min_lr_ratio": 0.02}},
+    "distill": {"script": distill, "folder": "distill", "data": "r1", "steps": 900, "from": "SFT", "flags": {"learning_rate": 6e-3, "min_lr_ratio": 0.02}},
 }
 BEGINNING = "小明有"
 QUESTIONS = ["你是谁？", "小明有345个苹果，又买了278个。小明一共有多少个苹果？"]
