@@ -21,7 +21,7 @@ def commands_of(name):
 
 def test_both_readmes_give_the_same_commands_and_numbers():
     assert commands_of(READMES[0]) == commands_of(READMES[1]) and len(commands_of(READMES[0])) >= 9
-    tables = [re.findall(r"\d[\d.,%]*", "\n".join(line for line in text_of(name).splitlines() if line.startswith("|"))) for name in READMES]
+    tables = [re.findall(r"\d+(?:[.,]\d+)*%?", "\n".join(line for line in text_of(name).splitlines() if line.startswith("|"))) for name in READMES]
     assert tables[0] == tables[1]
 
 
