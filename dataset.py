@@ -272,8 +272,10 @@ def check_file(path):
     if path.is_dir():
         raise ValueError(f"{path}: expected a JSONL file, found a folder")
     if not path.is_file():
-        download = f"modelscope download --dataset Harris/pretrain {path.name} --local_dir ./   " if path.name in OFFICIAL_DATA else ""
-        raise FileNotFoundError(f"{path} not found: {download}(or data to try with: python tools/sample_data.py --out_dir data)")
+        advice = "pass the path of a JSONL file"
+        if path.name in OFFICIAL_DATA:
+            advice = f"modelscope download --dataset Harris/pretrain {path.name} --local_dir ./"
+        raise FileNotFoundError(f"{path} not found: {advice}   (or try generated files: python tools/sample_data.py --out_dir data)")
     with open(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             raise ValueError(f"{path}: expected a JSONL file, found a gzip file: run gunzip first")

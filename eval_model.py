@@ -166,8 +166,9 @@ def chat(model, tokenizer, args, sampling):
         print("Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D ends the program." + ("" if args.model_mode else " This model continues texts."))
     prompts = [args.prompt.encode("utf-8", "replace").decode()] if args.prompt is not None else typed_lines(is_terminal)
     for number, question in enumerate(prompts):
-        if question == "/new":
-            messages = []
+        if question.startswith("/"):
+            messages = [] if question == "/new" else messages
+            print("a new conversation" if question == "/new" else f"{question}: unknown, expected /new", file=sys.stderr)
             continue
         try:
             if args.model_mode == 0:
@@ -181,7 +182,7 @@ def chat(model, tokenizer, args, sampling):
                 raise
             print(error, file=sys.stderr)
             continue
-        print(PLAIN if sys.stdout.isatty() else "")
+        print((PLAIN if sys.stdout.isatty() else "") + ("" if reply.strip() else "(an empty reply)"))
         # a turn without a reply is forgotten: the next question would follow a question
         messages = [*messages, {"role": "assistant", "content": reply}] if reply.strip() else messages[:-1]
 
@@ -191,7 +192,7 @@ def load(args):
     folder, script = MODES[args.model_mode]
     folder = Path(args.model_dir or folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} not found: run {script} first, or pass --model_dir (python quickstart.py makes out/quickstart/distill)")
+        raise FileNotFoundError(f"{folder} not found: run {script} first, or pass --model_dir (python quickstart.py makes out/quickstart/{folder.name})")
     model, tokenizer = WeakWater.from_pretrained(folder), ChatTokenizer(folder)
     if len(tokenizer) != model.config.vocab_size:
         raise ValueError(f"{folder}: found a tokenizer of {len(tokenizer)} tokens, the model's vocab_size is {model.config.vocab_size}")

@@ -41,7 +41,7 @@ class Report:
         self.path = folder / "report.json"
         self.parts = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {"settings": settings, "seconds": 0.0}
         if self.parts["settings"] != settings:
-            raise ValueError(f"{self.path}: found a run with {self.parts['settings']}, expected {settings}: use the same flags, or --fresh")
+            raise ValueError(f"{self.path}: found a run with {self.parts['settings']}, expected {settings}: use the same --seed and --scale, another --out_dir, or --fresh to start over")
 
     def do(self, name, title, work):
         """Put what `work()` returns under `name`, with its seconds, unless an earlier run has done it."""
@@ -84,7 +84,8 @@ def run_stage(name, folder, args):
     flags |= {"data_path": f"{data}.jsonl", "val_path": f"{data}_val.jsonl"}
     flags |= {"init_from": folder / stage["from"]} if "from" in stage else {"tokenizer": folder / "tokenizer"}
     flags |= {"device": args.device} if args.device else {}
-    last = stage["script"].main([f"--{flag}={value}" for flag, value in flags.items()] + ["--resume"])
+    resume = (folder / stage["folder"] / "training_state.pt").is_file()
+    last = stage["script"].main([f"--{flag}={value}" for flag, value in flags.items()] + ["--resume"] * resume)
     result = {"val_loss": last["val_loss"], "val_ppl": last["val_ppl"], "tokens": last["tokens"], "train_seconds": round(last["seconds"], 1)}
     return result | (score_stage(name, folder, args) if "from" in stage else {})
 
@@ -121,11 +122,11 @@ def print_conversations(folder, args):
 
 
 def print_scoreboard(parts):
-    print(f"\n{'stage':<10}{'val_loss':>10}{'val_ppl':>10}{'reasoning':>11}{'well formed':>13}{'facts':>8}{'seconds':>9}")
+    print(f"\n{'stage':<10}{'val_loss':>10}{'val_ppl':>10}{'right':>11}{'well formed':>13}{'facts':>8}{'seconds':>9}")
     for name in STAGES:
         row = parts[name]
         shares = [f"{row[key]:.1%}" if key in row else "-" for key in ("reasoning_accuracy", "well_formed", "facts")]
-        print(f"{name:<10}{row['val_loss']:>10.4f}{row['val_ppl']:>10.2f}{shares[0]:>11}{shares[1]:>13}{shares[2]:>8}{row['seconds']:>9.0f}")
+        print(f"{name:<10}{row['val_loss']:>10.4f}{row['val_ppl']:>10.2f}{shares[0]:>11}{shares[1]:>13}{shares[2]:>8}{row['train_seconds']:>9.0f}")
     print(f"{parts['seconds']:.0f} seconds in all, {parts['tokens_per_second']} useful tokens a second in training")
 
 
@@ -134,7 +135,7 @@ def main(argv=None):
     parser.add_argument("--fresh", action="store_true", help="delete out_dir first")
     parser.add_argument("--out_dir", default="out/quickstart", help="where everything goes (default: out/quickstart)")
     parser.add_argument("--seed", type=int, default=0, help="of data, weights and order (default: 0)")
-    parser.add_argument("--scale", type=float, default=1.0, help="part of the steps and the data; less than 1 is a rehearsal (default: 1)")
+    parser.add_argument("--scale", type=float, default=1.0, help="part of the steps and, four times as much, of the data; less than 1 is a rehearsal (default: 1)")
     parser.add_argument("--device", default="", help=DEVICES_HELP)
     args = parser.parse_args(argv)
     if not 0 < args.scale <= 1:

@@ -80,7 +80,7 @@ def train(model, rows, config, validation=None, probe=None):
                     if (step % config.save_every == 0 and is_sound) or last or stop:
                         run.save(step, log)
                 if stop:
-                    log.say(f"stopped at step {step}/{run.total_steps}, saved in {config.out_dir}: --resume goes on from here")
+                    log.say(f"stopped at step {step}/{run.total_steps}, saved in {config.out_dir}: the same command with --resume goes on from here (quickstart.py does so by itself)")
                     sys.exit(128 + (stopped or [signal.SIGTERM])[0])
         log.close()
         return log.last
@@ -237,7 +237,7 @@ class Run:
         """Go on from `training_state.pt`, if it is there. Raises ValueError when it belongs to another run."""
         path = Path(self.config.out_dir) / "training_state.pt"
         if not path.is_file():
-            log.say(f"{path} not found: starting at step 1")
+            log.say(f"nothing to resume in {path.parent}: starting at step 1")
             log.begin_file()
             return
         try:
