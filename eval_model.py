@@ -166,7 +166,7 @@ def chat(model, tokenizer, args, sampling):
         print("Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D ends the program." + ("" if args.model_mode else " This model continues texts."))
     prompts = [args.prompt.encode("utf-8", "replace").decode()] if args.prompt is not None else typed_lines(is_terminal)
     for number, question in enumerate(prompts):
-        if question.startswith("/"):
+        if question.startswith("/") and args.prompt is None:
             messages = [] if question == "/new" else messages
             print("a new conversation" if question == "/new" else f"{question}: unknown, expected /new", file=sys.stderr)
             continue
