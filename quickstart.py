@@ -24,11 +24,11 @@ from tools.sample_data import probe_turns, write_sample_data
 from train_tokenizer import sample_lines, save_tokenizer, texts_of, train_tokenizer
 
 VOCAB_SIZE = 1536
-COMMON = {"preset": "tiny", "batch_size": 8, "max_seq_len": 256, "epochs": 100, "log_every": 10, "eval_every": 140, "save_every": 140}
+COMMON = {"preset": "tiny", "batch_size": 8, "max_seq_len": 256, "epochs": 100, "log_every": 10, "eval_every": 300, "save_every": 150}
 STAGES = {
     "pretrain": {"script": pretrain, "folder": "pretrain", "data": "pretrain", "steps": 420, "flags": {"learning_rate": 1e-2}},
-    "sft": {"script": SFT, "folder": "SFT", "data": "sft", "steps": 80, "from": "pretrain", "flags": {"learning_rate": 4e-3}},
-    "distill": {"script": distill, "folder": "distill", "data": "r1", "steps": 900, "from": "SFT", "flags": {"learning_rate": 6e-3, "min_lr_ratio": 0.02}},
+    "sft": {"script": SFT, "folder": "SFT", "data": "sft", "steps": 90, "from": "pretrain", "flags": {"learning_rate": 4e-3}},
+    "distill": {"script": distill, "folder": "distill", "data": "r1", "steps": 860, "from": "SFT", "flags": {"learning_rate": 6e-3, "min_lr_ratio": 0.02}},
 }
 BEGINNING = "小明有"
 QUESTIONS = ["你是谁？", "小明有345个苹果，又买了278个。小明一共有多少个苹果？"]
