@@ -6,7 +6,7 @@ import re
 
 import pytest
 from eval_model import answer_of, is_well_formed
-from tools.sample_data import FACT_CHECKS, KINDS, make_problem, write_sample_data
+from tools.sample_data import FACT_CHECKS, KINDS, make_problem, work, write_sample_data
 
 RESULT = {
     "add": lambda a, b: a + b,
@@ -93,3 +93,17 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(data, tmp_path):
 def test_checked_facts_are_taught(conversations):
     for name in ("sft", "r1"):
         assert set(FACT_CHECKS) <= questions(conversations[name])
+
+
+@pytest.mark.parametrize(
+    "calculation, steps",
+    [
+        (("+", 45, 607), "求和：45+607，对齐045+607。个位5+7=12，写2进1。十位4+0+1=5，写5。百位0+6=6，写6。得652。"),
+        (("+", 999, 2), "求和：999+2，对齐999+002。个位9+2=11，写1进1。十位9+0+1=10，写0进1。百位9+0+1=10，写0进1。千位1，写1。得1001。"),
+        (("-", 503, 278), "求差：503-278。个位3-8不够，借1，13-8=5。十位0-1-7不够，借1，10-1-7=2。百位5-1-2=2。得225。"),
+        (("-", 121, 30), "求差：121-30，对齐121-030。个位1-0=1。十位2-3不够，借1，12-3=9。百位1-1-0=0。得91。"),
+        (("×", 346, 7), "求积：346×7。个位6×7=42，写2进4。十位4×7+4=28+4=32，写2进3。百位3×7+3=21+3=24，写4进2。千位2，写2。得2422。"),
+    ],
+)
+def test_steps_are_those_of_a_calculation_by_hand(calculation, steps):
+    assert work([calculation]) == steps

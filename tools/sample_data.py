@@ -204,12 +204,10 @@ def work(calculation):
 
 def add_steps(a, b):
     """345, 278 -> 求和：345+278。个位5+8=13，写3进1。十位4+7+1=12，写2进1。百位3+2+1=6，写6。得623。"""
-    text, carry = f"求和：{a}+{b}。", 0
+    text, carry = f"求和：{formula('+', a, b)}。", 0
     for place, x, y in columns(a, b):
-        total = x + y + carry
-        text += f"{place}位{x}+{y}" + ("+1" if carry else "") + f"={total}，写{total % 10}"
-        carry = total // 10
-        text += "进1。" if carry else "。"
+        step, carry = add_column(x, y, carry)
+        text += f"{place}位{step}。"
     if carry:
         text += f"{DIGIT_PLACES[len(str(a + b)) - 1]}位1，写1。"
     return f"{text}得{a + b}。"
@@ -217,27 +215,54 @@ def add_steps(a, b):
 
 def subtract_steps(a, b):
     """503, 278 -> 求差：503-278。个位3-8不够，借1，13-8=5。十位0-1-7不够，借1，10-1-7=2。百位5-1-2=2。得225。"""
-    text, borrow = f"求差：{a}-{b}。", 0
+    text, borrow = f"求差：{formula('-', a, b)}。", 0
     for place, x, y in columns(a, b):
-        taken = f"-1-{y}" if borrow else f"-{y}"
-        difference = x - borrow - y
-        borrow = int(difference < 0)
-        text += f"{place}位{x}{taken}" + (f"不够，借1，{x + 10}{taken}={difference + 10}。" if borrow else f"={difference}。")
+        step, borrow = subtract_column(x, y, borrow)
+        text += f"{place}位{step}。"
     return f"{text}得{a - b}。"
 
 
 def multiply_steps(a, n):
     """346, 7 -> 求积：346×7。个位6×7=42，写2进4。十位4×7+4=28+4=32，写2进3。百位3×7+3=21+3=24，写4进2。千位2，写2。得2422。"""
     text, carry = f"求积：{a}×{n}。", 0
-    for index, digit in enumerate(reversed(str(a))):
-        product = int(digit) * n
-        total = product + carry
-        text += f"{DIGIT_PLACES[index]}位{digit}×{n}" + (f"+{carry}={product}+{carry}" if carry else "") + f"={total}，"
-        carry = total // 10
-        text += f"写{total % 10}进{carry}。" if carry else f"写{total}。"
+    for place, digit in zip(DIGIT_PLACES, reversed(str(a))):
+        step, carry = multiply_column(int(digit), n, carry)
+        text += f"{place}位{step}。"
     if carry:
         text += f"{DIGIT_PLACES[len(str(a))]}位{carry}，写{carry}。"
     return f"{text}得{a * n}。"
+
+
+def formula(symbol, a, b):
+    """'+', 45, 607 -> 45+607，对齐045+607: with the places one below the other, as in a written calculation."""
+    width = max(len(str(a)), len(str(b)))
+    plain, aligned = f"{a}{symbol}{b}", f"{a:0{width}}{symbol}{b:0{width}}"
+    return plain if aligned == plain else f"{plain}，对齐{aligned}"
+
+
+def add_column(x, y, carry):
+    """5, 8, 1 -> (5+8+1=14，写4进1, 1)"""
+    total = x + y + carry
+    return f"{x}+{y}" + ("+1" if carry else "") + f"={total}，" + written(total), total // 10
+
+
+def subtract_column(x, y, borrow):
+    """3, 8, 1 -> (3-1-8不够，借1，13-1-8=4, 1)"""
+    taken = f"-1-{y}" if borrow else f"-{y}"
+    difference = x - borrow - y
+    if difference < 0:
+        return f"{x}{taken}不够，借1，{x + 10}{taken}={difference + 10}", 1
+    return f"{x}{taken}={difference}", 0
+
+
+def multiply_column(digit, n, carry):
+    """4, 7, 4 -> (4×7+4=28+4=32，写2进3, 3)"""
+    total = digit * n + carry
+    return f"{digit}×{n}" + (f"+{carry}={digit * n}+{carry}" if carry else "") + f"={total}，" + written(total), total // 10
+
+
+def written(total):
+    return f"写{total % 10}" + (f"进{total // 10}" if total > 9 else "")
 
 
 def compare_steps(name, a, b):
@@ -724,23 +749,19 @@ def worked_text(rng, bank):
             break
     if kind == "compare":
         return compare_steps(rng.choice(NAMES), *numbers) + work(calculation)
-    formula = str(numbers[0]) + "".join(f"{symbol}{number}" for symbol, number in zip(SYMBOLS[kind], numbers[1:]))
-    return rng.choice(["", f"{formula}怎么算？"]) + work(calculation)
+    sum_asked = str(numbers[0]) + "".join(f"{symbol}{number}" for symbol, number in zip(SYMBOLS[kind], numbers[1:]))
+    return rng.choice(["", f"{sum_asked}怎么算？"]) + work(calculation)
 
 
 def table_text(rng):
     """The small look-ups that the worked steps need, in words and in figures."""
     lines = []
     for _ in range(rng.randint(6, 10)):
-        x, y, carry = rng.randint(0, 9), rng.randint(0, 9), rng.randint(0, 1)
-        n = rng.randint(2, 9)
-        carried = rng.randint(1, n - 1)
+        x, y, carry, n = rng.randint(0, 9), rng.randint(0, 9), rng.randint(0, 1), rng.randint(2, 9)
         lines.append(rng.choice([
-            f"{x}加{y}等于{x + y}", f"{x}+{y}={x + y}", f"{x}+{y}+1={x + y + 1}", f"{x + y}减{y}等于{x}",
-            f"{x + 10}-{y}={x + 10 - y}" if x < y else f"{x}-{y}={x - y}",
-            f"{x + 10}-1-{y}={x + 9 - y}" if x <= y else f"{x}-1-{y}={x - 1 - y}",
-            f"{x}乘{n}等于{x * n}", f"{x}×{n}={x * n}", f"{x}×{n}+{carried}={x * n}+{carried}={x * n + carried}",
-            comparison(x, y),
+            f"{x}加{y}等于{x + y}", f"{x + y}减{y}等于{x}", f"{x}乘{n}等于{x * n}", comparison(x, y),
+            add_column(x, y, carry)[0], subtract_column(x, y, carry)[0], subtract_column(x, y, 1)[0],
+            multiply_column(x, n, rng.randint(1, n - 1))[0], multiply_column(x, n, rng.randint(0, n - 1))[0],
         ]))
     return "，".join(lines) + "。"
 
@@ -749,9 +770,13 @@ def digit_text(rng):
     """Numbers read back and taken apart: to copy a number and to find its digits comes before any sum."""
     lines = []
     for _ in range(rng.randint(4, 7)):
-        number = rng.randint(10, 9999)
+        number, other = rng.randint(10, 9999), draw_number(rng)
         places = [f"{place}位是{digit}" for place, digit in zip(DIGIT_PLACES, reversed(str(number)))]
-        lines.append(rng.choice([f"抄写{number}：{number}。", f"{number}的" + "，".join(places) + "。", f"{rng.choice(NAMES)}写了{number}，我也写{number}。"]))
+        lines.append(rng.choice([
+            f"抄写{number}：{number}。", f"{number}的" + "，".join(places) + "。", f"{rng.choice(NAMES)}写了{number}，我也写{number}。",
+            f"{formula('+', number, other)}。", f"{number}和{other}，反过来是{other}和{number}。",
+            f"{number}和{other}的" + "，".join(f"{place}位是{x}和{y}" for place, x, y in columns(number, other)) + "。",
+        ]))
     return "".join(lines)
 
 
@@ -832,7 +857,7 @@ def season_text(rng):
 
 def text_makers(bank):
     """[(maker, share of the bytes)]"""
-    others = [(digit_text, 8), (table_text, 6), (counting_text, 2), (fact_text, 12), (unit_text, 3), (idiom_text, 5), (english_text, 6),
+    others = [(digit_text, 14), (table_text, 14), (counting_text, 2), (fact_text, 12), (unit_text, 3), (idiom_text, 5), (english_text, 6),
               (story_text, 16), (everyday_text, 6), (season_text, 4)]
     total = sum(share for _, share in others)
     return [(lambda rng: worked_text(rng, bank), WORKED_SHARE),
