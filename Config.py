@@ -9,12 +9,15 @@ import argparse
 import json
 import math
 import os
+import shutil
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 SHORTEST_ROW = 8  # tokens
+LARGEST_SIZE = 2**20  # of anything in a model: a config.json from elsewhere must not ask for all memory
 DEVICES_HELP = "cuda, cuda:1, mps, cpu (default: the best one found)"
 
 
@@ -39,8 +42,11 @@ class LLMConfig:
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if name.endswith(("size", "layers", "heads", "embeddings")) and name != "tie_word_embeddings" and value < 1:
-                raise ValueError(f"{name} ({value}) must be at least 1")
+            if name.endswith(("size", "layers", "heads", "embeddings")) and name != "tie_word_embeddings" and not 1 <= value <= LARGEST_SIZE:
+                raise ValueError(f"{name} ({value}) must be at least 1 and at most {LARGEST_SIZE}")
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be greater than 0")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads ({self.num_attention_heads})")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -80,16 +86,17 @@ class LLMConfig:
         missing = [f.name for f in fields(cls) if f.name not in stored]
         if missing:
             raise ValueError(f"{path}: {missing[0]} is missing")
-        wrong = [f.name for f in fields(cls) if not isinstance(stored[f.name], (int, float))]
-        if wrong:
-            raise ValueError(f"{path}: expected a number for {wrong[0]}, found {stored[wrong[0]]!r}")
+        for f in fields(cls):
+            allowed = (int, float) if f.type is float else (f.type,)
+            if type(stored[f.name]) not in allowed:
+                raise ValueError(f"{path}: expected {f.type.__name__} for {f.name}, found {stored[f.name]!r}")
         config = cls(**{f.name: stored[f.name] for f in fields(cls)})
         if stored.get("head_dim") not in (None, config.head_dim):
             raise ValueError(f"{path}: found head_dim {stored['head_dim']}, expected hidden_size / num_attention_heads = {config.head_dim}")
         return config
 
-    def to_json(self):
-        """The text of `config.json`: every field that transformers, llama.cpp and vLLM ask for."""
+    def to_json(self, vocabulary=""):
+        """The text of `config.json`: every field that transformers, llama.cpp and vLLM ask for, and which vocabulary it is."""
         constant = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
@@ -101,7 +108,7 @@ class LLMConfig:
             "torch_dtype": "float32",
             "use_cache": True,
         }
-        return json.dumps({**constant, **asdict(self), "head_dim": self.head_dim}, indent=2) + "\n"
+        return json.dumps({**constant, **asdict(self), "head_dim": self.head_dim, "vocabulary": vocabulary}, indent=2) + "\n"
 
 
 PRESETS = {
@@ -170,12 +177,31 @@ class TrainConfig:
 
 
 def write_atomically(path, write):
-    """Call `write(temporary path)`, flush the file to the disk, then give it its name: it is there whole or not at all."""
+    """Call `write(temporary path)`, flush the file to the disk, then give it its name: it is there whole or not at all.
+
+    Raises OSError, naming the file, where the disk is full or cannot be written; what stood there before stays.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    with open(temporary, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with named_disk_errors(path):
+            write(temporary)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def named_disk_errors(path):
+    """Errors of writing `path`, in one line with its name: the system's own leave it out, torch's are RuntimeErrors."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        free = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0
+        raise OSError(f"{path} could not be written ({reason}; {free:.0f} MB are free): make room there, then run it again, a training script with --resume") from None
 
 
 def parse_args(recipe, description, argv=None):

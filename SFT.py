@@ -21,7 +21,7 @@ def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
     model = WeakWater.from_pretrained(find_checkpoint(config.init_from, made_by="pretrain.py"))
     tokenizer = ChatTokenizer(config.tokenizer or config.init_from)
-    check_run(config, model)
+    check_run(config, model, tokenizer)
     rows, validation = load_rows(config, tokenizer, "conversations")
     return train(model, rows, config, validation)
 

@@ -19,17 +19,18 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from Config import SHORTEST_ROW, run_script, write_atomically
+from Config import SHORTEST_ROW, named_disk_errors, run_script, write_atomically
 
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>", "<think>", "</think>", "<answer>", "</answer>")  # ids 0 to 6
 PAD, BOS, EOS = 0, 1, 2
@@ -47,9 +48,19 @@ EXPECTED = {
     "conversations": 'a list under "conversations": {"conversations": [{"role": "user", "content": "..."}, ...]}',
 }
 OFFICIAL_DATA = ("pretrain.jsonl", "sft_512.jsonl", "sft_1024.jsonl", "r1_1024.jsonl")
+OTHER_FILES = {  # by their first bytes
+    b"\x1f\x8b": ("a gzip file", "run gunzip first"),
+    b"\xfd7zXZ": ("an xz file", "run unxz first"),
+    b"\x28\xb5\x2f\xfd": ("a zstd file", "run unzstd first"),
+    b"PK\x03\x04": ("a zip file", "unpack it first"),
+    b"PAR1": ("a Parquet file", "convert it to one JSON object a line"),
+    b"\xff\xfe": ("UTF-16 text", "save it as UTF-8"),
+    b"\xfe\xff": ("UTF-16 text", "save it as UTF-8"),
+}
 
 NOT_GRADED, GRADED, TAG = 0, 1, 2  # what an error on a token costs: nothing, 1, or the weight of a reasoning tag
-ENCODER_VERSION = 1                # raise it when the same line would give other tokens or grades
+ENCODER_VERSION = 2                # raise it when the same line would give other tokens or grades
+BAD_LINES_KEPT = 1000              # of which the place and the reason are kept; all are counted
 BATCH_BYTES = 2**22                # of JSONL that are tokenized together
 PACK_TOGETHER = 2**18              # pieces that are packed together
 HELD_OUT_SHARE, HELD_OUT_TOKENS = 0.01, 100_000
@@ -92,6 +103,7 @@ class ChatTokenizer:
         if [vocabulary.get(token) for token in CONTROL_TOKENS] != list(range(len(CONTROL_TOKENS))):
             raise ValueError(f"{path}: expected the control tokens {' '.join(CONTROL_TOKENS)} as ids 0 to {len(CONTROL_TOKENS) - 1}")
         self.fingerprint = hashlib.sha256(plain.encode()).hexdigest()[:16]
+        self.vocabulary_hash = hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode()).hexdigest()[:16]
         self.spelling = {id: token for token, id in vocabulary.items()}  # a byte-level BPE spells a byte as one character
         try:
             self.token_bytes = np.array([len(self.bytes_of(id)) for id in range(len(vocabulary))])
@@ -181,19 +193,27 @@ def encode_records(tokenizer, records):
 # ---- one line of a file ----
 
 
+class BadLine(ValueError):
+    """A line that cannot be used: the message says what was found and what was expected, `kind` in a few words for counts."""
+
+    def __init__(self, kind, message):
+        super().__init__(message)
+        self.kind = kind
+
+
 def parse_line(line, kind):
-    """One line's bytes -> its text, or its list of messages. Raises ValueError: what was found, what was expected."""
+    """One line's bytes -> its text, or its list of messages. Raises BadLine."""
     try:
         document = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"expected UTF-8 text, found the byte 0x{line[error.start]:02x} at column {error.start + 1}") from None
+        raise BadLine("not UTF-8", f"expected UTF-8 text, found the byte 0x{line[error.start]:02x} at column {error.start + 1}") from None
     except RecursionError:
-        raise ValueError(f"expected {EXPECTED[kind]}, found too deeply nested lists") from None
+        raise BadLine("not JSON", f"expected {EXPECTED[kind]}, found too deeply nested lists") from None
     except ValueError as error:
-        raise ValueError(f"expected a JSON object, found {shorten(line)} ({error})") from None
+        raise BadLine("not JSON", f"expected a JSON object, found {shorten(line)} ({error})") from None
     value = document.get(kind) if isinstance(document, dict) else None
     if not isinstance(value, str if kind == "text" else list):
-        raise ValueError(f"expected {EXPECTED[kind]}, found {describe(document, kind)}")
+        raise BadLine(f'no "{kind}"', f"expected {EXPECTED[kind]}, found {describe(document, kind)}")
     if kind == "text":
         check_text(value, '"text"')
     else:
@@ -202,29 +222,29 @@ def parse_line(line, kind):
 
 
 def check_messages(messages):
-    """Raises ValueError for a list that is not a conversation with a reply."""
+    """Raises BadLine for a list that is not a conversation with a reply."""
     if not messages:
-        raise ValueError('expected messages under "conversations", found an empty list')
+        raise BadLine("no messages", 'expected messages under "conversations", found an empty list')
     for number, message in enumerate(messages, 1):
         if not isinstance(message, dict):
-            raise ValueError(f'expected {{"role", "content"}} as message {number}, found {describe(message)}')
+            raise BadLine("broken message", f'expected {{"role", "content"}} as message {number}, found {describe(message)}')
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
-            raise ValueError(f"expected the role of message {number} to be one of {', '.join(ROLES)}, found {describe(role)}")
+            raise BadLine("unknown role", f"expected the role of message {number} to be one of {', '.join(ROLES)}, found {describe(role)}")
         if not isinstance(content, str):
-            raise ValueError(f"expected a text as the content of message {number}, found {describe(content)}")
+            raise BadLine("broken message", f"expected a text as the content of message {number}, found {describe(content)}")
         check_text(content, f"message {number}")
     if all(message["role"] != "assistant" for message in messages):
-        raise ValueError("expected a message of the assistant, found none: there is nothing to learn from")
+        raise BadLine("no reply", "expected a message of the assistant, found none: there is nothing to learn from")
 
 
 def check_text(text, where):
     if not text.strip():
-        raise ValueError(f"expected some text in {where}, found none")
+        raise BadLine("empty text", f"expected some text in {where}, found none")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"expected Unicode text in {where}, found half of a surrogate pair (\\u{ord(text[error.start]):04x})") from None
+        raise BadLine("half a surrogate pair", f"expected Unicode text in {where}, found half of a surrogate pair (\\u{ord(text[error.start]):04x})") from None
 
 
 def describe(value, kind=None):
@@ -251,7 +271,7 @@ def detect_kind(path):
             try:
                 parse_line(line, kind)
                 return kind
-            except ValueError:
+            except BadLine:
                 continue
     raise ValueError(f"{path}: found no line with {EXPECTED['text']} or {EXPECTED['conversations']}")
 
@@ -277,8 +297,10 @@ def check_file(path):
             advice = f"modelscope download --dataset Harris/pretrain {path.name} --local_dir ./"
         raise FileNotFoundError(f"{path} not found: {advice}   (or try generated files: python tools/sample_data.py --out_dir data)")
     with open(path, "rb") as file:
-        if file.read(2) == b"\x1f\x8b":
-            raise ValueError(f"{path}: expected a JSONL file, found a gzip file: run gunzip first")
+        begin = file.read(max(map(len, OTHER_FILES)))
+    for magic, (name, advice) in OTHER_FILES.items():
+        if begin.startswith(magic):
+            raise ValueError(f"{path}: expected a JSONL file, found {name}: {advice}")
     return path
 
 
@@ -327,9 +349,6 @@ def open_cache(path, tokenizer, kind, skip_bad_lines=False, cache_dir=""):
         parent.mkdir(parents=True, exist_ok=True)
         if not os.access(parent, os.W_OK):
             raise ValueError(f"{parent} cannot be written: pass --cache_dir with a folder for the tokens of {path.name}")
-    if int(os.environ.get("LOCAL_RANK", 0)) > 0:
-        while not folder.is_dir():  # the first process of this machine makes it; torchrun ends all when one fails
-            time.sleep(0.5)
     if not folder.is_dir():
         build_cache(path, tokenizer, kind, skip_bad_lines, folder)
     cache = TokenCache(folder, tokenizer)
@@ -340,29 +359,38 @@ def open_cache(path, tokenizer, kind, skip_bad_lines=False, cache_dir=""):
 
 
 def build_cache(path, tokenizer, kind, skip_bad_lines, folder):
-    """Tokenize `path` into `folder`, which appears whole or not at all."""
-    temporary = Path(tempfile.mkdtemp(prefix=folder.name + ".", suffix=".tmp", dir=folder.parent))
+    """Tokenize `path` into `folder`, which appears whole or not at all; whoever comes second waits and finds it there."""
+    temporary = folder.with_name(f"{folder.name}.tmp")
+    lock = FileLock(f"{folder}.lock")  # the system lets go of it when its process ends, however that is
     try:
-        about = write_cache(path, tokenizer, kind, skip_bad_lines, temporary)
-        text = json.dumps(about, ensure_ascii=False)
-        write_atomically(temporary / "about.json", lambda path: path.write_text(text, encoding="utf-8"))
-        temporary.chmod(0o755)
-        os.rename(temporary, folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster, and its cache is the same
-            raise
+        lock.acquire(blocking=False)
+    except Timeout:
+        print(f"waiting for another process, which is tokenizing {path.name}", file=sys.stderr)
+        lock.acquire()
+    try:
+        if folder.is_dir():
+            return
+        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+        with named_disk_errors(folder):
+            temporary.mkdir()
+            about = write_cache(path, tokenizer, kind, skip_bad_lines, temporary)
+            (temporary / "about.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+            os.rename(temporary, folder)
+        with suppress(OSError):  # Windows deletes no open file
+            os.unlink(lock.lock_file)  # safe now: whoever locks it hereafter finds the folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        lock.release()
 
 
 def write_cache(path, tokenizer, kind, skip_bad_lines, folder):
-    digest, bad_lines, tokens = hashlib.sha256(), [], 0
+    digest, bad, tokens = hashlib.sha256(), BadLines(), 0
     with (
         open(folder / "ids.bin", "wb") as ids_file,
         open(folder / "grades.bin", "wb") as grades_file,
         open(folder / "ends.bin", "wb") as ends_file,
     ):
-        for records in batches_of_records(path, kind, skip_bad_lines, bad_lines):
+        for records in batches_of_records(path, kind, skip_bad_lines, bad):
             encoded = encode_records(tokenizer, records)
             ids = np.array([id for ids, _ in encoded for id in ids], dtype=np.uint16)
             grades = np.array([grade for _, grades in encoded for grade in grades], dtype=np.uint8)
@@ -374,24 +402,44 @@ def write_cache(path, tokenizer, kind, skip_bad_lines, folder):
             digest.update(ids.tobytes())
             digest.update(grades.tobytes())
         if not tokens:
-            raise ValueError(f"{path}: expected {EXPECTED[kind]} on each line, found {'no good line' if bad_lines else 'an empty file'}")
+            raise ValueError(f"{path}: expected {EXPECTED[kind]} on each line, found {f'no good line ({bad.summary()})' if bad.first else 'an empty file'}")
         for file in (ids_file, grades_file, ends_file):
             file.flush()
             os.fsync(file.fileno())
-    return {"file": str(path), "kind": kind, "tokens": tokens, "sha256": digest.hexdigest(), "bad_lines": bad_lines}
+    return {"file": str(path), "kind": kind, "tokens": tokens, "sha256": digest.hexdigest(), "bad_lines": bad.first, "bad_kinds": bad.kinds}
 
 
-def batches_of_records(path, kind, skip_bad_lines, bad_lines):
-    """Lists of parsed lines, about BATCH_BYTES each; (number, reason) of bad lines are added to `bad_lines`."""
+class BadLines:
+    """The bad lines of a file: how many of each kind, and of the first ones also (number, reason)."""
+
+    def __init__(self):
+        self.kinds, self.first = Counter(), []
+
+    def add(self, number, error):
+        self.kinds[error.kind] += 1
+        if len(self.first) < BAD_LINES_KEPT:
+            self.first.append((number, str(error)))
+
+    def summary(self):
+        return count_kinds(self.kinds)
+
+
+def count_kinds(kinds):
+    """{"not JSON": 2, "no reply": 1} -> "2 not JSON, 1 no reply"."""
+    return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+
+
+def batches_of_records(path, kind, skip_bad_lines, bad):
+    """Lists of parsed lines, about BATCH_BYTES each; what cannot be parsed is added to `bad`."""
     records, size = [], 0
     with progress(path.stat().st_size, f"tokenizing {path.name}") as bar:
         for number, line in numbered_lines(path):
             try:
                 records.append(parse_line(line, kind))
-            except ValueError as error:
+            except BadLine as error:
                 if not skip_bad_lines:
                     raise ValueError(f"{path}:{number}: {error}") from None
-                bad_lines.append((number, str(error)))
+                bad.add(number, error)
             size += len(line)
             bar.update(len(line))
             if size >= BATCH_BYTES and records:
@@ -582,16 +630,16 @@ def show(path, tokenizer, count=3, row_length=512):
             print(colour_document(*cache.document(document), tokenizer, cut_at, paint, colour))
         rows = PackedRows(cache, np.arange(len(cache)), row_length)
         lengths, graded = np.diff(cache.ends, prepend=0), int(np.count_nonzero(cache.grades))
-        bad = cache.about["bad_lines"]
+        bad, kinds = cache.about["bad_lines"], cache.about["bad_kinds"]
         print(f"\ndocuments  {len(cache)} ({kind}), {lengths.mean():.1f} tokens on average, {lengths.max()} at most")
         print(f"tokens     {len(cache.ids)}, graded {graded} ({graded / len(cache.ids):.1%})")
         print(f"truncated  {rows.truncated} documents ({rows.truncated / len(cache):.2%}), {rows.graded_lost} graded tokens lost, at {row_length} tokens")
         print(f"padding    {rows.padding_share:.2%} of {len(rows)} rows; one document a row would be {1 - rows.useful / (len(rows.starts) * row_length):.2%}")
-        print(f"bad lines  {len(bad)}")
+        print(f"bad lines  {sum(kinds.values())}" + (f" ({count_kinds(kinds)})" if kinds else ""))
         for number, reason in bad[:20]:
             print(f"  {path}:{number}: {reason}")
-        if len(bad) > 20:
-            print(f"  ... and {len(bad) - 20} more")
+        if sum(kinds.values()) > 20:
+            print(f"  ... and {sum(kinds.values()) - 20} more")
         del cache, rows  # Windows cannot delete files that are mapped
 
 

@@ -34,7 +34,7 @@ def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
     model = WeakWater.from_pretrained(find_checkpoint(config.init_from, made_by="SFT.py"))
     tokenizer = ChatTokenizer(config.tokenizer or config.init_from)
-    check_run(config, model)
+    check_run(config, model, tokenizer)
     rows, validation = load_rows(config, tokenizer, "conversations")
     questions = validation.prompts(PROBED)
     if not questions:

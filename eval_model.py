@@ -19,7 +19,7 @@ from pathlib import Path
 from Config import DEVICES_HELP, run_script
 from dataset import BOS, ChatTokenizer, check_file, numbered_lines, parse_line
 from generate import Sampling, as_text, generate, stream
-from model import WeakWater, pick_device
+from model import WeakWater, check_vocabulary, pick_device
 
 MODES = {0: ("out/pretrain", "pretrain.py"), 1: ("out/SFT", "SFT.py"), 2: ("out/distill", "distill.py")}
 REPLY = re.compile(r"<think>(.+?)</think>\s*<answer>(.+?)</answer>", re.DOTALL)
@@ -194,8 +194,7 @@ def load(args):
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} not found: run {script} first, or pass --model_dir (python quickstart.py makes out/quickstart/{folder.name})")
     model, tokenizer = WeakWater.from_pretrained(folder), ChatTokenizer(folder)
-    if len(tokenizer) != model.config.vocab_size:
-        raise ValueError(f"{folder}: found a tokenizer of {len(tokenizer)} tokens, the model's vocab_size is {model.config.vocab_size}")
+    check_vocabulary(folder, tokenizer)
     return model.to(pick_device(args.device)), tokenizer
 
 

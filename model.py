@@ -8,6 +8,7 @@ the keys before it that carry its own document's number. Positions need no resta
 differences of positions only.
 """
 
+import json
 import math
 from pathlib import Path
 
@@ -237,11 +238,14 @@ class WeakWater(nn.Module):
     def num_parameters(self):
         return sum(parameter.numel() for parameter in self.parameters())
 
-    def save_pretrained(self, folder):
-        """Write config.json, generation_config.json and model.safetensors: a Llama checkpoint that transformers loads."""
+    def save_pretrained(self, folder, vocabulary=""):
+        """Write config.json, generation_config.json and model.safetensors: a Llama checkpoint that transformers loads.
+
+        vocabulary: the ChatTokenizer's `vocabulary_hash`, kept in config.json so that `check_vocabulary` can tell.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "config.json", lambda path: path.write_text(self.config.to_json(), encoding="utf-8"))
+        write_atomically(folder / "config.json", lambda path: path.write_text(self.config.to_json(vocabulary), encoding="utf-8"))
         ids = f'"bos_token_id": {self.config.bos_token_id}, "eos_token_id": {self.config.eos_token_id}, "pad_token_id": {self.config.pad_token_id}'
         write_atomically(folder / "generation_config.json", lambda path: path.write_text("{" + ids + "}\n", encoding="utf-8"))
         tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
@@ -256,21 +260,36 @@ class WeakWater(nn.Module):
         for needed in (path, path.with_name("config.json")):
             if not needed.is_file():
                 raise FileNotFoundError(f"{needed} not found: {folder} is not a finished checkpoint")
-        model = cls(LLMConfig.load(folder))
+        config = LLMConfig.load(folder)
         try:
             tensors = load_file(path)
         except SafetensorError as error:
             raise ValueError(f"{path}: not a whole safetensors file ({error})") from None
-        expected = model.state_dict()
-        if model.config.tie_word_embeddings:
+        layers = len({name.split(".")[2] for name in tensors if name.startswith("model.layers.")})
+        if layers != config.num_hidden_layers:
+            raise ValueError(f"{path}: found {layers} layers, config.json asks for {config.num_hidden_layers}")
+        with torch.device("meta"):  # shapes alone: what a wrong config.json asks for may not fit the memory
+            expected = cls(config).state_dict()
+        if config.tie_word_embeddings:
             tensors.setdefault("lm_head.weight", tensors.get("model.embed_tokens.weight"))
         for name in sorted(expected.keys() | tensors.keys()):
             found = tuple(tensors[name].shape) if tensors.get(name) is not None else None
             wanted = tuple(expected[name].shape) if name in expected else None
             if found != wanted:
                 raise ValueError(f"{path}: found {name} {found}, config.json asks for {wanted}")
+        model = cls(config)
         model.load_state_dict(tensors)
         return model
+
+
+def check_vocabulary(folder, tokenizer):
+    """Raises ValueError where the weights in a folder were trained with another tokenizer: each id would be another word."""
+    size = LLMConfig.load(folder).vocab_size
+    if len(tokenizer) != size:
+        raise ValueError(f"{tokenizer.folder}: found {len(tokenizer)} tokens, the vocab_size of {folder} is {size}: use the tokenizer that it was trained with")
+    trained_with = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("vocabulary", "")
+    if trained_with not in ("", tokenizer.vocabulary_hash):  # weights from elsewhere do not say
+        raise ValueError(f"{tokenizer.folder}: found another vocabulary than the one that {folder} was trained with: use that one")
 
 
 def find_checkpoint(folder, made_by):

@@ -21,7 +21,7 @@ def main(argv=None):
     if not config.init_from:
         torch.manual_seed(config.seed)
         model = WeakWater(LLMConfig.preset(config.preset, vocab_size=len(tokenizer)))
-    check_run(config, model)
+    check_run(config, model, tokenizer)
     rows, validation = load_rows(config, tokenizer, "text")
     return train(model, rows, config, validation)
 

@@ -29,12 +29,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
-from Config import LLMConfig, write_atomically
-from dataset import Batch, ChatTokenizer
-from model import document_mask, pick_device
+from Config import LLMConfig, named_disk_errors, write_atomically
+from dataset import Batch, count_kinds
+from model import check_vocabulary, document_mask, pick_device
 from optimizer import make_optimizers
 
 MOST_SKIPPED_IN_A_ROW = 5
+DIVERGED = 2  # times the loss of guessing, log(vocabulary): an update from there on would only do harm
 PEAK_FLOPS = {  # of dense bf16 matrix products, from the maker's data sheets
     "NVIDIA GeForce RTX 3090": 71e12,
     "NVIDIA GeForce RTX 4090": 165e12,
@@ -43,6 +44,7 @@ PEAK_FLOPS = {  # of dense bf16 matrix products, from the maker's data sheets
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
 }
+TIMED_METRICS = ("seconds", "tokens_per_second", "epoch_minutes_left", "mfu")  # those that no two runs share
 MAY_DIFFER_ON_RESUME = {  # flags that change neither the weights nor the order of the data
     "val_path", "tokenizer", "preset", "init_from", "out_dir", "cache_dir", "device", "compile", "num_workers",
     "log_every", "eval_every", "save_every", "resume", "skip_bad_lines", "use_wandb", "data_path",
@@ -90,8 +92,7 @@ class Run:
     """What a training run carries from step to step."""
 
     def __init__(self, model, rows, config, rank, world, device):
-        check_run(config, model, world)
-        check_out_dir(Path(config.out_dir), model, rows.cache.tokenizer)
+        check_run(config, model, rows.cache.tokenizer, world)
         self.model, self.rows, self.config = model, rows, config
         self.rank, self.world, self.device = rank, world, device
         self.rows_per_step = config.batch_size * config.accumulation_steps
@@ -105,6 +106,7 @@ class Run:
         self.optimizers = make_optimizers(model, config.learning_rate, config.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.step, self.skipped, self.skipped_in_a_row, self.tokens = 0, 0, 0, 0
+        self.worst_loss = DIVERGED * math.log(model.config.vocab_size)
         self.batches = None
         self.forward = torch.compile(model) if self.compiled else model  # shares its parameters with model
 
@@ -129,19 +131,21 @@ class Run:
                 # DistributedDataParallel divides the sum of the gradients by the number of processes
                 self.scaler.scale(part * self.world).backward()
             loss += part.detach()
-        loss = self.over_all(loss.cpu())
-        grad_norm = self.update(step, float(loss))
+        loss = float(self.over_all(loss.cpu()))
+        grad_norm = self.update(loss)
+        if self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
+            self.give_up(step, micro_batches, loss, grad_norm)
         self.step = step
         self.tokens += int(tokens)
-        return {"loss": float(loss), "weight": weight, "lr": lr, "grad_norm": grad_norm, "tokens": int(tokens)}
+        return {"loss": loss, "weight": weight, "lr": lr, "grad_norm": grad_norm, "tokens": int(tokens)}
 
-    def update(self, step, loss):
-        """Clip and apply the gradients, or drop them if they are not finite. Returns their norm before clipping."""
+    def update(self, loss):
+        """Clip and apply the gradients, or drop them if they make no sense. Returns their norm before clipping."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
-        is_finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if is_finite:
+        makes_sense = math.isfinite(loss) and loss < self.worst_loss and math.isfinite(grad_norm)
+        if makes_sense:
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
             self.skipped_in_a_row = 0
@@ -152,12 +156,25 @@ class Run:
             self.skipped_in_a_row += not (math.isfinite(loss) and finds_range)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
-        if self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
-            raise ValueError(
-                f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite {self.skipped_in_a_row} times in a row; "
-                f"{self.config.out_dir} keeps the last good checkpoint: lower --learning_rate (now {self.config.learning_rate}), or check the data"
-            )
         return grad_norm
+
+    def give_up(self, step, micro_batches, loss, grad_norm):
+        """Leave what tools/replay.py needs to repeat the step, then raise ValueError with what is known of it."""
+        path = Path(self.config.out_dir) / "failed_step.pt"
+        batches = [[tensor.clone() for tensor in batch] for batch in micro_batches]
+        if self.world > 1:
+            of_all = [None] * self.world
+            dist.all_gather_object(of_all, batches)
+            batches = [batch for of_one in of_all for batch in of_one]
+        if self.rank == 0:
+            about = {"step": step, "loss": loss, "grad_norm": grad_norm, "dtype": str(self.dtype).removeprefix("torch.")}
+            weights = {"model_config": asdict(self.model.config), "model": self.model.state_dict()}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, lambda path: torch.save({**about, **weights, "micro_batches": batches}, path))
+        raise ValueError(
+            f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}, the update dropped for the {self.skipped_in_a_row}th time in a row. "
+            f"{likely_cause(loss, self)}. {self.config.out_dir} keeps the last good checkpoint; to repeat the step: python tools/replay.py {path}"
+        )
 
     def loss_sum(self, model, batch):
         batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
@@ -215,10 +232,13 @@ class Run:
         if self.rank > 0:
             return
         folder = Path(self.config.out_dir)
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise ValueError(f"step {step}: weights that are no numbers any more are not saved; {folder} keeps the last good checkpoint: lower --learning_rate (now {self.config.learning_rate:g})")
         state = {
             "identity": self.identity(),
             "finished": step == self.total_steps,
             "step": step,
+            "processes": self.world,
             "tokens": self.tokens,
             "skipped": self.skipped,
             "log": log.state(),
@@ -230,7 +250,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "training_state.pt", lambda path: torch.save(state, path))
         self.rows.cache.tokenizer.save_pretrained(folder, self.rows.row_length)
-        self.model.save_pretrained(folder)
+        self.model.save_pretrained(folder, self.rows.cache.tokenizer.vocabulary_hash)
         draw_charts(folder, self.config.stage)
 
     def load(self, log):
@@ -257,9 +277,21 @@ class Run:
         self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
         log.restore(state["log"])
         log.say(f"{'finished' if state['finished'] else 'resumed'}: {self.config.out_dir} is at step {self.step}/{self.total_steps}")
+        if state["processes"] != self.world:
+            log.say(f"the stopped run had {state['processes']} processes, this one has {self.world}: from here on it equals an uninterrupted one to rounding, not to the bit")
 
 
-def check_run(config, model, world=None):
+def likely_cause(loss, run):
+    """A sentence on why updates were dropped again and again."""
+    lower = f"lower --learning_rate (now {run.config.learning_rate:g}) or --grad_clip, or raise --warmup_steps"
+    if math.isfinite(loss) and loss >= run.worst_loss:
+        return f"Likely cause: it has diverged (guessing would cost {math.log(run.model.config.vocab_size):.1f}): {lower}"
+    if run.dtype == torch.float16:
+        return "Likely cause: numbers too large for fp16: --dtype bf16 or fp32"
+    return f"Likely cause: weights grown too large, or a broken batch: {lower}, or look at the data"
+
+
+def check_run(config, model, tokenizer, world=None):
     """What can be told before the data is read. Raises ValueError for flags that this model, or this machine, cannot follow."""
     world = world or world_size()
     pick_dtype(config.dtype, pick_device(config.device))
@@ -267,21 +299,24 @@ def check_run(config, model, world=None):
         raise ValueError(f"--max_seq_len ({config.max_seq_len}) must be at most the model's max_position_embeddings ({model.config.max_position_embeddings})")
     if config.accumulation_steps % world:
         raise ValueError(f"--accumulation_steps ({config.accumulation_steps}) must be a multiple of the number of processes ({world})")
+    if config.init_from:
+        check_vocabulary(config.init_from, tokenizer)
+    check_out_dir(Path(config.out_dir), model, tokenizer)
 
 
 def check_out_dir(folder, model, tokenizer):
     """Raises ValueError rather than let a checkpoint of another model be overwritten file by file."""
-    advice = "pass another --out_dir, or delete it"
-    if len(tokenizer) != model.config.vocab_size:
-        raise ValueError(f"{tokenizer.folder}: found {len(tokenizer)} tokens, the model's vocab_size is {model.config.vocab_size}: pass the --tokenizer it was trained with")
     if not (folder / "model.safetensors").is_file():
         return
+    advice = "pass another --out_dir, or delete it"
     stored, here = asdict(LLMConfig.load(folder)), asdict(model.config)
     for name in here:
         if stored[name] != here[name]:
             raise ValueError(f"{folder} holds another model's checkpoint ({name} {stored[name]}, here {here[name]}): {advice}")
-    if ChatTokenizer(folder).fingerprint != tokenizer.fingerprint:
-        raise ValueError(f"{folder} holds a checkpoint with another tokenizer than {tokenizer.folder}: {advice}")
+    try:
+        check_vocabulary(folder, tokenizer)
+    except ValueError as error:
+        raise ValueError(f"{error}, or {advice}") from None
 
 
 def ignore_interrupts(worker):
@@ -364,10 +399,23 @@ def processes(config):
     if device.type == "cuda":
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
+    rank = dist.get_rank()
     try:
-        yield dist.get_rank(), dist.get_world_size(), device
+        yield rank, dist.get_world_size(), device
+    except RuntimeError as error:
+        if not is_lost_connection(error):
+            raise
+        raise ValueError(
+            f"process {rank}: another process of this run has ended ({str(error).splitlines()[0][:100]}). "
+            f"{config.out_dir} keeps the last checkpoint: the same command with --resume goes on from there, with any number of processes"
+        ) from None
     finally:
         dist.destroy_process_group()
+
+
+def is_lost_connection(error):
+    """True for what collective operations raise when a peer has gone; gloo uses plain RuntimeErrors."""
+    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset"))
 
 
 @contextmanager
@@ -421,11 +469,12 @@ class Log:
 
     def announce(self):
         run = self.run
-        rows = run.rows
+        rows, kinds = run.rows, run.rows.cache.about["bad_kinds"]
+        bad_lines = f"{sum(kinds.values())} bad lines" + (f" ({count_kinds(kinds)})" if kinds else "")
         self.say(
             f"{run.config.stage} from {run.config.init_from or 'random weights'}: {run.model.num_parameters():,} parameters on {run.device} in {str(run.dtype).removeprefix('torch.')}"
             f"{', compiled' if run.compiled else ''} | {len(rows):,} rows of {rows.row_length}, {rows.padding_share:.1%} padding, "
-            f"{rows.truncated} documents truncated, {len(rows.cache.about['bad_lines'])} bad lines skipped | "
+            f"{rows.truncated} documents truncated, {bad_lines} skipped | "
             f"{run.total_steps} steps of {run.rows_per_step} rows, {run.warmup_steps} of warm-up"
         )
 
@@ -488,7 +537,7 @@ class Log:
         self.say(text)
         if not self.is_first:
             return
-        with open(self.path, "a", encoding="utf-8") as file:
+        with named_disk_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         if self.wandb:
             self.wandb.log(metrics, step=metrics["step"])

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from Config import TrainConfig
 from dataset import Batch, PackedRows, open_cache
 from model import WeakWater
 from optimizer import Muon, make_optimizers, orthogonalize
+from tools.replay import load_step, replay
 from trainer import Run, evaluate, learning_rate, pick_dtype, read_metrics, train
 
 
@@ -114,7 +116,7 @@ def run_with_gradients(rows, config, **changes):
 @pytest.mark.parametrize("grad_clip, expected", [(2.0, 2.0), (7.0, 5.0)])
 def test_gradients_longer_than_grad_clip_are_shortened_to_it(grad_clip, expected, rows, config):
     run = run_with_gradients(rows, config, grad_clip=grad_clip)
-    assert run.update(1, 1.0) == pytest.approx(5.0, rel=1e-4)  # as it was before clipping
+    assert run.update(1.0) == pytest.approx(5.0, rel=1e-4)  # as it was before clipping
     assert float(gradients_of(run).norm()) == pytest.approx(expected, rel=1e-4)
 
 
@@ -122,7 +124,7 @@ def test_infinite_gradient_of_a_finite_loss_is_skipped(rows, config):
     run = run_with_gradients(rows, config)
     before = weights_of(run.model)
     run.model.lm_head.weight.grad[0, 0] = math.inf
-    assert run.update(1, 1.0) == math.inf
+    assert run.update(1.0) == math.inf
     assert torch.equal(weights_of(run.model), before) and run.skipped == run.skipped_in_a_row == 1
 
 
@@ -285,14 +287,14 @@ def test_resumed_run_is_bit_identical(stop_at, rows, config, tmp_path, monkeypat
     assert torch.equal(weights_of(model), whole)
     saved = [WeakWater.from_pretrained(tmp_path / name) for name in ("whole", "cut")]
     assert torch.equal(*map(weights_of, saved))
-    timeless = [[{k: v for k, v in line.items() if k not in ("seconds", "tokens_per_second", "epoch_minutes_left")} for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "cut")]
+    timeless = [[{k: v for k, v in line.items() if k not in trainer.TIMED_METRICS} for line in read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "cut")]
     assert timeless[0] == timeless[1]
 
 
 def test_crash_between_state_and_checkpoint_of_the_last_save_is_made_good(rows, config, monkeypatch):
     whole = trained(rows, replace(config, out_dir=config.out_dir + "2"))
 
-    def crash(model, folder):
+    def crash(model, folder, vocabulary):
         raise Stopped
 
     with monkeypatch.context() as patch:
@@ -386,13 +388,69 @@ def test_update_that_is_not_finite_is_skipped_and_counted(rows, config, monkeypa
     assert [line["skipped"] for line in lines[:3]] == [0, 1, 1] and lines[1]["loss"] is None
 
 
-def test_losses_that_stay_not_finite_stop_the_run_and_leave_the_checkpoint(rows, config, monkeypatch):
+def give_up_with(message, model, rows, config):
+    """Train until the run gives up with this message; what it left to replay."""
+    with pytest.raises(ValueError, match=message):
+        train(model, rows, replace(config, epochs=9))
+    return load_step(trainer.Path(config.out_dir) / "failed_step.pt")
+
+
+def test_broken_batches_stop_the_run_leave_the_checkpoint_and_can_be_replayed(rows, config, monkeypatch):
     trained(rows, config, epochs=1)
     good = weights_of(WeakWater.from_pretrained(config.out_dir))
-    monkeypatch.setattr(Run, "loss_sum", lambda run, model, batch: model(batch.input_ids, None, batch.labels, batch.weights) * math.nan)
-    with pytest.raises(ValueError, match="step 6: loss nan.*not finite 6 times in a row"):
-        trained(rows, config, epochs=9)
+    stack = trainer.stack
+
+    def with_nan(batch, **shape):
+        batch = stack(batch, **shape)
+        batch.weights[-1, -1] = math.nan
+        return batch
+
+    monkeypatch.setattr(trainer, "stack", with_nan)
+    step = give_up_with("step 6: loss nan.*dropped for the 6th time in a row.*replay.py .*failed_step.pt", tiny_model(), rows, config)
     assert torch.equal(weights_of(WeakWater.from_pretrained(config.out_dir)), good)
+    assert len(step["micro_batches"]) == 2 and math.isnan(replay(step, torch.float32, torch.device("cpu"))["loss"])
+    for batch in step["micro_batches"]:
+        batch.weights[-1, -1] = 0.0
+    assert replay(step, torch.float32, torch.device("cpu"))["loss"] < 10  # what was broken was the batch
+
+
+def test_learning_rate_of_10_stops_with_its_cause_and_is_replayed_to_the_digit(rows, config):
+    trained(rows, config, epochs=1)
+    step = give_up_with(r"Likely cause: it has diverged \(guessing would cost 6.0\): lower --learning_rate \(now 10\)", tiny_model(), rows, replace(config, learning_rate=10.0))
+    again = replay(step, torch.float32, torch.device("cpu"))
+    assert again["loss"] == pytest.approx(step["loss"], rel=1e-6) and again["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-5)
+    assert torch.isfinite(weights_of(WeakWater.from_pretrained(config.out_dir))).all()
+
+
+def test_overflow_in_fp16_stops_with_its_cause_and_its_place(rows, config, monkeypatch):
+    monkeypatch.setattr(trainer, "pick_dtype", lambda name, device: torch.float16)
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight *= 1e6
+    step = give_up_with("Likely cause: numbers too large for fp16: --dtype bf16 or fp32", model, rows, config)
+    assert step["dtype"] == "float16"
+    assert replay(step, torch.float16, torch.device("cpu"))["where"] == "model.layers.1.mlp.down_proj"
+    assert replay(step, torch.float32, torch.device("cpu"))["where"] == ""
+
+
+def test_fp16_finds_its_loss_scale_and_then_learns_what_fp32_learns(rows, config, monkeypatch):
+    exact = train(tiny_model(), rows, replace(config, out_dir=config.out_dir + "2"))
+    monkeypatch.setattr(trainer, "pick_dtype", lambda name, device: torch.float16)
+    scaler = partial(torch.amp.GradScaler, init_scale=2.0**40)
+    monkeypatch.setattr(torch.amp, "GradScaler", scaler)
+    last = train(tiny_model(), rows, replace(config, epochs=15))
+    assert 5 < last["skipped"] < 40  # more in a row than would stop it if they were failures
+    assert math.isfinite(last["loss"]) and last["loss"] < exact["loss"] + 0.5
+
+
+def test_weights_that_are_no_numbers_are_not_saved(rows, config):
+    trained(rows, config, epochs=1)
+    run = Run(tiny_model(), rows, config, 0, 1, torch.device("cpu"))
+    with torch.no_grad():
+        run.model.model.norm.weight[0] = math.inf
+    with pytest.raises(ValueError, match="weights that are no numbers any more are not saved"):
+        run.save(1, None)
+    assert torch.isfinite(weights_of(WeakWater.from_pretrained(config.out_dir))).all()
 
 
 # ---- what is written down ----
