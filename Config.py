@@ -195,11 +195,12 @@ def write_atomically(path, write):
 
 @contextmanager
 def named_disk_errors(path):
-    """Errors of writing `path`, in one line with its name: the system's own leave it out, torch's are RuntimeErrors."""
+    """Errors of writing `path`, in one line with its name, which the system's own messages leave out."""
     try:
         yield
     except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        system = error if isinstance(error, OSError) else error.__context__  # torch.save hides the system's error behind its own
+        reason = getattr(system, "strerror", None) or str(error).splitlines()[0]
         free = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0
         raise OSError(f"{path} could not be written ({reason}; {free:.0f} MB are free): make room there, then run it again, a training script with --resume") from None
 

@@ -376,10 +376,11 @@ def build_cache(path, tokenizer, kind, skip_bad_lines, folder):
             about = write_cache(path, tokenizer, kind, skip_bad_lines, temporary)
             (temporary / "about.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
             os.rename(temporary, folder)
-        with suppress(OSError):  # Windows deletes no open file
-            os.unlink(lock.lock_file)  # safe now: whoever locks it hereafter finds the folder
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if folder.is_dir():  # else the file must stay: others may be waiting for its lock
+            with suppress(OSError):  # Windows deletes no open file
+                os.unlink(lock.lock_file)
         lock.release()
 
 

@@ -170,7 +170,7 @@ class Run:
             about = {"step": step, "loss": loss, "grad_norm": grad_norm, "dtype": str(self.dtype).removeprefix("torch.")}
             weights = {"model_config": asdict(self.model.config), "model": self.model.state_dict()}
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda path: torch.save({**about, **weights, "micro_batches": batches}, path))
+            write_atomically(path, lambda path: write_state({**about, **weights, "micro_batches": batches}, path))
         raise ValueError(
             f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}, the update dropped for the {self.skipped_in_a_row}th time in a row. "
             f"{likely_cause(loss, self)}. {self.config.out_dir} keeps the last good checkpoint; to repeat the step: python tools/replay.py {path}"
@@ -248,7 +248,7 @@ class Run:
             "rng": torch.get_rng_state(),
         }
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / "training_state.pt", lambda path: torch.save(state, path))
+        write_atomically(folder / "training_state.pt", lambda path: write_state(state, path))
         self.rows.cache.tokenizer.save_pretrained(folder, self.rows.row_length)
         self.model.save_pretrained(folder, self.rows.cache.tokenizer.vocabulary_hash)
         draw_charts(folder, self.config.stage)
@@ -317,6 +317,12 @@ def check_out_dir(folder, model, tokenizer):
         check_vocabulary(folder, tokenizer)
     except ValueError as error:
         raise ValueError(f"{error}, or {advice}") from None
+
+
+def write_state(state, path):
+    """torch.save into a file of Python's, whose errors tell why."""
+    with open(path, "wb") as file:
+        torch.save(state, file)
 
 
 def ignore_interrupts(worker):

@@ -14,6 +14,7 @@ from dataset import (
     EOS,
     GRADED,
     TAG,
+    BadLine,
     ChatTokenizer,
     PackedRows,
     best_fit,
@@ -174,6 +175,57 @@ def test_bad_conversations_are_named(messages, reason):
         parse_line(json.dumps({"conversations": messages}).encode(), "conversations")
 
 
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
+    lambda values: st.lists(values, max_size=4) | st.dictionaries(st.sampled_from(["text", "conversations", "role", "content", "a"]), values),
+    max_leaves=12,
+)
+MESSAGES = st.lists(st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "tool", 3]), "content": JSON_VALUES}), max_size=4)
+LINES = st.one_of(
+    st.binary(max_size=60),
+    JSON_VALUES.map(lambda value: json.dumps(value).encode()),
+    st.fixed_dictionaries({"conversations": MESSAGES}).map(lambda value: json.dumps(value).encode()),
+    st.tuples(st.text(max_size=20), st.integers(0, 40), st.binary(max_size=3)).map(  # a good line, cut or overwritten somewhere
+        lambda t: (line := json.dumps({"text": t[0]}).encode())[: t[1]] + t[2] + line[t[1] + len(t[2]) :]
+    ),
+)
+
+
+@given(LINES, st.sampled_from(["text", "conversations"]))
+@settings(max_examples=1000, deadline=None)
+def test_any_line_is_parsed_and_encoded_or_named_as_bad(tokenizer, line, kind):
+    try:
+        record = parse_line(line, kind)
+    except BadLine as error:
+        assert error.kind and "expected" in str(error) and "found" in str(error) and str(error).isprintable()
+        return
+    ids, grades = encode(tokenizer, record)
+    assert len(ids) == len(grades) and ids[0] == BOS and (EOS, GRADED) in zip(ids, grades)
+
+
+def test_every_kind_of_bad_line_is_counted_and_the_rest_is_kept(tokenizer, tmp_path):
+    good = json.dumps({"text": "好"}).encode()
+    lines = [good, *(line for line, _ in BAD_TEXT_LINES), b"", good, json.dumps({"text": "长" * 4_000_000}).encode(), b'{"text": "cut o']
+    path = tmp_path / "fuzzed.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(lines))
+    cache = open_cache(path, tokenizer, "text", skip_bad_lines=True)
+    assert len(cache) == 3
+    assert cache.about["bad_kinds"] == {"not JSON": 4, "not UTF-8": 1, "half a surrogate pair": 1, 'no "text"': 4, "empty text": 1}
+    assert [number for number, _ in cache.about["bad_lines"]] == [*range(2, 2 + len(BAD_TEXT_LINES)), 15]
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [(b"", "found an empty file"), (b"\n\n", "found an empty file"), (b"\x1f\x8b\x08", "found a gzip file: run gunzip first"),
+     (b"PAR1", "found a Parquet file"), ("{}".encode("utf-16"), "found UTF-16 text"), (b"1\n2", r"found no good line \(2 no \"text\"\)")],
+)  # fmt: skip
+def test_files_that_are_no_jsonl_are_named(content, reason, tokenizer, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.jsonl: expected .*{reason}"):
+        open_cache(path, tokenizer, "text", skip_bad_lines=True)
+
+
 def test_a_bad_line_stops_with_its_place_or_is_skipped_and_counted(tokenizer, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": 1}\n{"text": "two"}')
@@ -269,6 +321,29 @@ def test_every_graded_token_appears_once_or_is_counted_as_truncated(row_length, 
         expected += kept if any(weight for *_, weight in kept) else []
     assert labels_and_weights(rows) == sorted(expected)
     assert rows.graded_lost == lost
+
+
+CONTENT = st.text(alphabet="ab 你好，。12<>/think", min_size=1, max_size=60).filter(str.strip)
+TURNS = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant"]), CONTENT), max_size=4)
+
+
+@given(st.lists(st.tuples(TURNS, CONTENT), min_size=1, max_size=8), st.integers(8, 200), st.integers(0, 3))
+@settings(max_examples=150, deadline=None)
+def test_an_epoch_has_every_graded_token_of_any_conversations_once(tokenizer, tmp_path_factory, conversations, row_length, seed):
+    documents = [[*({"role": r, "content": c} for r, c in turns), {"role": "assistant", "content": reply}] for turns, reply in conversations]
+    path = write_jsonl(tmp_path_factory.mktemp("any") / "a.jsonl", [{"conversations": messages} for messages in documents])
+    cache = open_cache(path, tokenizer, "conversations")
+    encoded = encode_records(tokenizer, documents)
+    graded = [[id for id, grade in zip(*document) if grade] for document in encoded]
+    kept = [[id for id, grade in zip(ids[: row_length + 1], grades) if grade] for ids, grades in encoded]
+    try:
+        rows = PackedRows(cache, np.arange(len(cache)), row_length, seed)
+    except ValueError as error:
+        assert "no document has a graded token" in str(error) and not any(kept)
+        return
+    found = [label for number in range(len(rows)) for label, weight in zip(rows[number].labels.tolist(), rows[number].weights.tolist()) if weight]
+    assert sorted(found) == sorted(sum(kept, []))
+    assert rows.graded_lost == sum(map(len, graded)) - len(found)
 
 
 def test_a_row_keeps_documents_apart_by_number(tokenizer, tmp_path):
