@@ -144,8 +144,8 @@ class Run:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
-        makes_sense = math.isfinite(loss) and loss < self.worst_loss and math.isfinite(grad_norm)
-        if makes_sense:
+        loss_makes_sense = math.isfinite(loss) and loss < self.worst_loss
+        if loss_makes_sense and math.isfinite(grad_norm):
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
             self.skipped_in_a_row = 0
@@ -153,7 +153,7 @@ class Run:
             self.skipped += 1
             # a loss scale that is still too large is how fp16 finds its range, not a failure
             finds_range = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-            self.skipped_in_a_row += not (math.isfinite(loss) and finds_range)
+            self.skipped_in_a_row += not (loss_makes_sense and finds_range)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         return grad_norm

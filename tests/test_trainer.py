@@ -443,6 +443,19 @@ def test_fp16_finds_its_loss_scale_and_then_learns_what_fp32_learns(rows, config
     assert math.isfinite(last["loss"]) and last["loss"] < exact["loss"] + 0.5
 
 
+def test_diverged_loss_counts_in_fp16_and_infinite_gradients_of_a_sane_one_do_not(rows, config, monkeypatch):
+    monkeypatch.setattr(trainer, "pick_dtype", lambda name, device: torch.float16)
+    run = run_with_gradients(rows, config)
+    run.scaler.scale(torch.ones(()))  # as a step's loss would be
+    run.update(run.worst_loss)
+    assert (run.skipped, run.skipped_in_a_row) == (1, 1)
+    run = run_with_gradients(rows, config)
+    run.scaler.scale(torch.ones(()))
+    run.model.lm_head.weight.grad[0, 0] = math.inf
+    run.update(1.0)
+    assert (run.skipped, run.skipped_in_a_row) == (1, 0)
+
+
 def test_weights_that_are_no_numbers_are_not_saved(rows, config):
     trained(rows, config, epochs=1)
     run = Run(tiny_model(), rows, config, 0, 1, torch.device("cpu"))
