@@ -6,6 +6,7 @@ written once; each training script starts from its own recipe and lets the comma
 """
 
 import argparse
+import errno
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 SHORTEST_ROW = 8  # tokens
+LARGEST_NUMBER = 1e12
 LARGEST_SIZE = 2**20  # of anything in a model: a config.json from elsewhere must not ask for all memory
 DEVICES_HELP = "cuda, cuda:1, mps, cpu (default: the best one found)"
 
@@ -43,10 +45,10 @@ class LLMConfig:
     def __post_init__(self):
         for name, value in asdict(self).items():
             if name.endswith(("size", "layers", "heads", "embeddings")) and name != "tie_word_embeddings" and not 1 <= value <= LARGEST_SIZE:
-                raise ValueError(f"{name} ({value}) must be at least 1 and at most {LARGEST_SIZE}")
+                raise ValueError(f"{name} ({str(value)[:40]}) must be at least 1 and at most {LARGEST_SIZE}")
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} ({getattr(self, name)}) must be greater than 0")
+            if not 0 < getattr(self, name) < LARGEST_NUMBER:
+                raise ValueError(f"{name} ({str(getattr(self, name))[:40]}) must be greater than 0 and less than {LARGEST_NUMBER:g}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads ({self.num_attention_heads})")
         if self.num_attention_heads % self.num_key_value_heads:
@@ -71,12 +73,14 @@ class LLMConfig:
         path = Path(folder) / "config.json"
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(f"{path}: not a JSON file ({error})") from None
         if not isinstance(stored, dict):
             raise ValueError(f"{path}: expected a JSON object, found {type(stored).__name__}")
         # transformers 5 writes rope_theta into rope_parameters, earlier releases beside the other fields
         rope = stored.get("rope_parameters") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"{path}: expected an object for rope_parameters, found {str(rope)[:40]!r}")
         stored = {**rope, **stored}
         fixed = {"model_type": "llama", "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "rope_scaling": None}
         fixed |= {"rope_type": "default"}
@@ -89,7 +93,7 @@ class LLMConfig:
         for f in fields(cls):
             allowed = (int, float) if f.type is float else (f.type,)
             if type(stored[f.name]) not in allowed:
-                raise ValueError(f"{path}: expected {f.type.__name__} for {f.name}, found {stored[f.name]!r}")
+                raise ValueError(f"{path}: expected {f.type.__name__} for {f.name}, found {str(stored[f.name])[:40]}")
         config = cls(**{f.name: stored[f.name] for f in fields(cls)})
         if stored.get("head_dim") not in (None, config.head_dim):
             raise ValueError(f"{path}: found head_dim {stored['head_dim']}, expected hidden_size / num_attention_heads = {config.head_dim}")
@@ -195,14 +199,18 @@ def write_atomically(path, write):
 
 @contextmanager
 def named_disk_errors(path):
-    """Errors of writing `path`, in one line with its name, which the system's own messages leave out."""
+    """Errors of the system in writing `path`, in one line with its name, which the system's own messages leave out."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         system = error if isinstance(error, OSError) else error.__context__  # torch.save hides the system's error behind its own
-        reason = getattr(system, "strerror", None) or str(error).splitlines()[0]
-        free = shutil.disk_usage(path.parent).free / 1e6 if path.parent.is_dir() else 0
-        raise OSError(f"{path} could not be written ({reason}; {free:.0f} MB are free): make room there, then run it again, a training script with --resume") from None
+        if not isinstance(system, OSError):
+            raise
+        advice = "run it again when that is mended"
+        if system.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            free = shutil.disk_usage(path.parent).free / 1e6
+            advice = f"{free:.0f} MB are free: make room there, then run it again"
+        raise OSError(f"{path} could not be written ({system.strerror or system}); {advice}, a training script with --resume") from None
 
 
 def parse_args(recipe, description, argv=None):

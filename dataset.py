@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from Config import SHORTEST_ROW, named_disk_errors, run_script, write_atomically
+from Config import SHORTEST_ROW, LLMConfig, named_disk_errors, run_script, write_atomically
 
 CONTROL_TOKENS = ("<unk>", "<s>", "</s>", "<think>", "</think>", "<answer>", "</answer>")  # ids 0 to 6
 PAD, BOS, EOS = 0, 1, 2
@@ -146,6 +146,19 @@ class ChatTokenizer:
         stored = (self.folder / "tokenizer.json").read_bytes()
         write_atomically(Path(folder) / "tokenizer.json", lambda path: path.write_bytes(stored))
         write_atomically(Path(folder) / "tokenizer_config.json", lambda path: path.write_text(about, encoding="utf-8"))
+
+
+def check_vocabulary(folder, tokenizer):
+    """Raises ValueError where a checkpoint was trained with another tokenizer: each id would stand for another token."""
+    folder = Path(folder)
+    size = LLMConfig.load(folder).vocab_size
+    if len(tokenizer) != size:
+        raise ValueError(f"{tokenizer.folder}: found {len(tokenizer)} tokens, the vocab_size of {folder} is {size}: use the tokenizer that it was trained with")
+    trained_with = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("vocabulary")
+    if not trained_with and (folder / "tokenizer.json").is_file():  # a checkpoint from elsewhere does not say
+        trained_with = ChatTokenizer(folder).vocabulary_hash
+    if trained_with and trained_with != tokenizer.vocabulary_hash:
+        raise ValueError(f"{tokenizer.folder}: found another vocabulary than the one that {folder} was trained with: use that one")
 
 
 def render(record):
@@ -313,7 +326,10 @@ class TokenCache:
     def __init__(self, folder, tokenizer):
         self.folder = Path(folder)
         self.tokenizer = tokenizer
-        self.about = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+        try:
+            self.about = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.folder}: not a whole cache of tokens ({error}): delete it, and it is made anew") from None
         # as plain arrays over the mapped files: slices of np.memmap are several times slower
         self.ids = np.asarray(np.memmap(self.folder / "ids.bin", dtype=np.uint16, mode="r"))
         self.grades = np.asarray(np.memmap(self.folder / "grades.bin", dtype=np.uint8, mode="r"))
@@ -361,53 +377,74 @@ def open_cache(path, tokenizer, kind, skip_bad_lines=False, cache_dir=""):
 def build_cache(path, tokenizer, kind, skip_bad_lines, folder):
     """Tokenize `path` into `folder`, which appears whole or not at all; whoever comes second waits and finds it there."""
     temporary = folder.with_name(f"{folder.name}.tmp")
-    lock = FileLock(f"{folder}.lock")  # the system lets go of it when its process ends, however that is
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        print(f"waiting for another process, which is tokenizing {path.name}", file=sys.stderr)
-        lock.acquire()
-    try:
+    with locked(folder.with_name(f"{path.name}.lock"), f"tokenizing {path.name}", folder.is_dir):
         if folder.is_dir():
             return
         shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
-        with named_disk_errors(folder):
-            temporary.mkdir()
+        try:
+            with named_disk_errors(folder):
+                temporary.mkdir()
             about = write_cache(path, tokenizer, kind, skip_bad_lines, temporary)
-            (temporary / "about.json").write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
-            os.rename(temporary, folder)
+            text = json.dumps(about, ensure_ascii=False)
+            write_atomically(temporary / "about.json", lambda path: path.write_text(text, encoding="utf-8"))
+            with named_disk_errors(folder):
+                os.rename(temporary, folder)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def locked(path, what, is_done):
+    """Only one process at a time is inside; the system lets go of the lock when its process ends, however that is.
+
+    The lock's file is removed once `is_done()`: before that, others may be waiting for it.
+    """
+    lock = FileLock(path)
+    try:
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            print(f"waiting for another process, which is {what}", file=sys.stderr)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        raise ValueError(f"{path} cannot be locked ({error}): pass --cache_dir with a folder on a local disk") from None
+    try:
+        yield
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if folder.is_dir():  # else the file must stay: others may be waiting for its lock
+        if is_done():
             with suppress(OSError):  # Windows deletes no open file
-                os.unlink(lock.lock_file)
+                os.unlink(path)
         lock.release()
 
 
 def write_cache(path, tokenizer, kind, skip_bad_lines, folder):
     digest, bad, tokens = hashlib.sha256(), BadLines(), 0
-    with (
-        open(folder / "ids.bin", "wb") as ids_file,
-        open(folder / "grades.bin", "wb") as grades_file,
-        open(folder / "ends.bin", "wb") as ends_file,
-    ):
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(folder / f"{name}.bin", "wb", buffering=0)) for name in ("ids", "grades", "ends")]
         for records in batches_of_records(path, kind, skip_bad_lines, bad):
             encoded = encode_records(tokenizer, records)
             ids = np.array([id for ids, _ in encoded for id in ids], dtype=np.uint16)
             grades = np.array([grade for _, grades in encoded for grade in grades], dtype=np.uint8)
-            ends = tokens + np.cumsum([len(ids) for ids, _ in encoded])
+            ends = (tokens + np.cumsum([len(ids) for ids, _ in encoded])).astype(np.int64)
             tokens += len(ids)
-            ids_file.write(ids.tobytes())
-            grades_file.write(grades.tobytes())
-            ends_file.write(ends.astype(np.int64).tobytes())
+            for file, array in zip(files, (ids, grades, ends)):
+                with named_disk_errors(folder):
+                    write_all(file, array.tobytes())
             digest.update(ids.tobytes())
             digest.update(grades.tobytes())
         if not tokens:
             raise ValueError(f"{path}: expected {EXPECTED[kind]} on each line, found {f'no good line ({bad.summary()})' if bad.first else 'an empty file'}")
-        for file in (ids_file, grades_file, ends_file):
-            file.flush()
-            os.fsync(file.fileno())
+        for file in files:
+            with named_disk_errors(folder):
+                os.fsync(file.fileno())
     return {"file": str(path), "kind": kind, "tokens": tokens, "sha256": digest.hexdigest(), "bad_lines": bad.first, "bad_kinds": bad.kinds}
+
+
+def write_all(file, data):
+    """Write to a file without a buffer, which may take only a part at a time."""
+    data = memoryview(data)
+    while data:
+        data = data[file.write(data) :]
 
 
 class BadLines:

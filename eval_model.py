@@ -17,9 +17,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from Config import DEVICES_HELP, run_script
-from dataset import BOS, ChatTokenizer, check_file, numbered_lines, parse_line
+from dataset import BOS, ChatTokenizer, check_file, check_vocabulary, numbered_lines, parse_line
 from generate import Sampling, as_text, generate, stream
-from model import WeakWater, check_vocabulary, pick_device
+from model import WeakWater, pick_device
 
 MODES = {0: ("out/pretrain", "pretrain.py"), 1: ("out/SFT", "SFT.py"), 2: ("out/distill", "distill.py")}
 REPLY = re.compile(r"<think>(.+?)</think>\s*<answer>(.+?)</answer>", re.DOTALL)

@@ -8,7 +8,6 @@ the keys before it that carry its own document's number. Positions need no resta
 differences of positions only.
 """
 
-import json
 import math
 from pathlib import Path
 
@@ -241,7 +240,7 @@ class WeakWater(nn.Module):
     def save_pretrained(self, folder, vocabulary=""):
         """Write config.json, generation_config.json and model.safetensors: a Llama checkpoint that transformers loads.
 
-        vocabulary: the ChatTokenizer's `vocabulary_hash`, kept in config.json so that `check_vocabulary` can tell.
+        vocabulary: the ChatTokenizer's `vocabulary_hash`, kept in config.json so that dataset.check_vocabulary can tell.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -282,16 +281,6 @@ class WeakWater(nn.Module):
         return model
 
 
-def check_vocabulary(folder, tokenizer):
-    """Raises ValueError where the weights in a folder were trained with another tokenizer: each id would be another word."""
-    size = LLMConfig.load(folder).vocab_size
-    if len(tokenizer) != size:
-        raise ValueError(f"{tokenizer.folder}: found {len(tokenizer)} tokens, the vocab_size of {folder} is {size}: use the tokenizer that it was trained with")
-    trained_with = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8")).get("vocabulary", "")
-    if trained_with not in ("", tokenizer.vocabulary_hash):  # weights from elsewhere do not say
-        raise ValueError(f"{tokenizer.folder}: found another vocabulary than the one that {folder} was trained with: use that one")
-
-
 def find_checkpoint(folder, made_by):
     """The folder, if it is there. Raises FileNotFoundError: which script makes it."""
     if not (Path(folder) / "model.safetensors").is_file():
@@ -309,3 +298,11 @@ def pick_device(name=""):
     except (RuntimeError, AssertionError):
         raise ValueError(f"device {name!r} cannot be used here, expected {'cuda or cpu' if torch.cuda.is_available() else 'cpu'}") from None
     return device
+
+
+def has_fast_bf16(device):
+    """True where matrix products in bfloat16 are done by the hardware, and not by way of float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # which of them exists depends on the release
+    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)

@@ -10,6 +10,8 @@ takes all matrices of one shape at once.
 
 import torch
 
+from model import has_fast_bf16
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: drives singular values to about 1 in 5 iterations
 ITERATIONS = 5
 ADAMW_UPDATE_RMS = 0.2  # Liu et al. 2025
@@ -32,8 +34,7 @@ def orthogonalize(matrices):
     """The semi-orthogonal matrices nearest to `matrices` (N, rows, columns), roughly: singular values between 0.7 and 1.2."""
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
-    is_fast_in_half = matrices.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    x = matrices.bfloat16() if is_fast_in_half else matrices
+    x = matrices.bfloat16() if has_fast_bf16(matrices.device) else matrices
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):

@@ -30,8 +30,8 @@ from torch.utils.data import DataLoader, default_collate
 from tqdm import tqdm
 
 from Config import LLMConfig, named_disk_errors, write_atomically
-from dataset import Batch, count_kinds
-from model import check_vocabulary, document_mask, pick_device
+from dataset import Batch, check_vocabulary, count_kinds
+from model import document_mask, has_fast_bf16, pick_device
 from optimizer import make_optimizers
 
 MOST_SKIPPED_IN_A_ROW = 5
@@ -78,11 +78,13 @@ def train(model, rows, config, validation=None, probe=None):
                 with log.paused():
                     if validation and (step % config.eval_every == 0 or last):
                         log.validation(step, evaluate(run, validation), probe(model) if probe else {})
-                    is_sound = not run.skipped_in_a_row  # else the last good checkpoint stays
-                    if (step % config.save_every == 0 and is_sound) or last or stop:
-                        run.save(step, log)
+                    saved = (step % config.save_every == 0 or last or stop) and run.save(step, log)
+                if last and not saved:
+                    raise ValueError(f"step {step}: {run.no_sense()}")
                 if stop:
-                    log.say(f"stopped at step {step}/{run.total_steps}, saved in {config.out_dir}: the same command with --resume goes on from here (quickstart.py does so by itself)")
+                    log.say(f"stopped at step {step}/{run.total_steps}" + (
+                        f", saved in {config.out_dir}: the same command with --resume goes on from here (quickstart.py does so by itself)"
+                        if saved else f": {run.no_sense()}"))
                     sys.exit(128 + (stopped or [signal.SIGTERM])[0])
         log.close()
         return log.last
@@ -160,6 +162,15 @@ class Run:
 
     def give_up(self, step, micro_batches, loss, grad_norm):
         """Leave what tools/replay.py needs to repeat the step, then raise ValueError with what is known of it."""
+        found = f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}, the update dropped for the {self.skipped_in_a_row}th time in a row. {likely_cause(loss, self)}."
+        try:
+            kept = f"To repeat the step: python tools/replay.py {self.keep_step(step, micro_batches, loss, grad_norm)}"
+        except OSError as error:
+            kept = f"(The step could not be kept: {error})"
+        raise ValueError(f"{found} {self.config.out_dir} keeps the last good checkpoint; to go on from it with other flags: --init_from {self.config.out_dir} and another --out_dir. {kept}")
+
+    def keep_step(self, step, micro_batches, loss, grad_norm):
+        """Write the weights and the micro-batches of all processes to failed_step.pt; its path."""
         path = Path(self.config.out_dir) / "failed_step.pt"
         batches = [[tensor.clone() for tensor in batch] for batch in micro_batches]
         if self.world > 1:
@@ -168,13 +179,19 @@ class Run:
             batches = [batch for of_one in of_all for batch in of_one]
         if self.rank == 0:
             about = {"step": step, "loss": loss, "grad_norm": grad_norm, "dtype": str(self.dtype).removeprefix("torch.")}
-            weights = {"model_config": asdict(self.model.config), "model": self.model.state_dict()}
+            state = {**about, "model_config": asdict(self.model.config), "model": self.model.state_dict(), "micro_batches": batches}
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lambda path: write_state({**about, **weights, "micro_batches": batches}, path))
-        raise ValueError(
-            f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}, the update dropped for the {self.skipped_in_a_row}th time in a row. "
-            f"{likely_cause(loss, self)}. {self.config.out_dir} keeps the last good checkpoint; to repeat the step: python tools/replay.py {path}"
-        )
+            write_atomically(path, lambda path: write_state(state, path))
+        return path
+
+    @torch.no_grad()
+    def is_sound(self):
+        """False where the weights have diverged: a step's loss is of the weights before its update, so the first rows are graded."""
+        batch = stack([self.rows[row] for row in range(min(len(self.rows), self.config.batch_size))], self.config.batch_size, self.rows.row_length)
+        return float(self.loss_sum(self.forward, batch)) / float(batch.weights.sum()) < self.worst_loss
+
+    def no_sense(self):
+        return f"weights with which the loss is more than {DIVERGED} times that of guessing are not saved; {self.config.out_dir} keeps the checkpoint before: lower --learning_rate (now {self.config.learning_rate:g})"
 
     def loss_sum(self, model, batch):
         batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
@@ -228,12 +245,12 @@ class Run:
         return {**flags, "dtype": str(self.dtype), **data, **shape}
 
     def save(self, step, log):
-        """Write the state to resume from, then the checkpoint to use, then the charts."""
+        """Write the state to resume from, then the checkpoint to use, then the charts. False if the weights are not worth it."""
         if self.rank > 0:
-            return
+            return True
+        if not self.is_sound():
+            return False
         folder = Path(self.config.out_dir)
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
-            raise ValueError(f"step {step}: weights that are no numbers any more are not saved; {folder} keeps the last good checkpoint: lower --learning_rate (now {self.config.learning_rate:g})")
         state = {
             "identity": self.identity(),
             "finished": step == self.total_steps,
@@ -252,6 +269,7 @@ class Run:
         self.rows.cache.tokenizer.save_pretrained(folder, self.rows.row_length)
         self.model.save_pretrained(folder, self.rows.cache.tokenizer.vocabulary_hash)
         draw_charts(folder, self.config.stage)
+        return True
 
     def load(self, log):
         """Go on from `training_state.pt`, if it is there. Raises ValueError when it belongs to another run."""
@@ -277,18 +295,19 @@ class Run:
         self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
         log.restore(state["log"])
         log.say(f"{'finished' if state['finished'] else 'resumed'}: {self.config.out_dir} is at step {self.step}/{self.total_steps}")
-        if state["processes"] != self.world:
-            log.say(f"the stopped run had {state['processes']} processes, this one has {self.world}: from here on it equals an uninterrupted one to rounding, not to the bit")
+        before = state.get("processes", self.world)
+        if before != self.world and not state["finished"]:
+            log.say(f"the stopped run had {before} processes, this one has {self.world}: from here on it equals an uninterrupted one to rounding, not to the bit")
 
 
 def likely_cause(loss, run):
     """A sentence on why updates were dropped again and again."""
-    lower = f"lower --learning_rate (now {run.config.learning_rate:g}) or --grad_clip, or raise --warmup_steps"
+    lower = f"a lower --learning_rate (now {run.config.learning_rate:g}) or --grad_clip, or more --warmup_steps, may help"
     if math.isfinite(loss) and loss >= run.worst_loss:
         return f"Likely cause: it has diverged (guessing would cost {math.log(run.model.config.vocab_size):.1f}): {lower}"
     if run.dtype == torch.float16:
         return "Likely cause: numbers too large for fp16: --dtype bf16 or fp32"
-    return f"Likely cause: weights grown too large, or a broken batch: {lower}, or look at the data"
+    return f"Likely cause: weights grown too large, or a broken batch: {lower}"
 
 
 def check_run(config, model, tokenizer, world=None):
@@ -351,7 +370,7 @@ def pick_dtype(name, device):
     if name == "auto":
         if device.type != "cuda":
             return torch.float32
-        name = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        name = "bf16" if has_fast_bf16(device) else "fp16"
     if name == "fp16" and device.type != "cuda":
         raise ValueError(f"--dtype fp16 needs a CUDA device, found {device.type}: expected fp32 or bf16")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
@@ -412,7 +431,7 @@ def processes(config):
         if not is_lost_connection(error):
             raise
         raise ValueError(
-            f"process {rank}: another process of this run has ended ({str(error).splitlines()[0][:100]}). "
+            f"process {rank}: another process of this run has ended ({str(error).splitlines()[0]}). "
             f"{config.out_dir} keeps the last checkpoint: the same command with --resume goes on from there, with any number of processes"
         ) from None
     finally:
@@ -420,8 +439,9 @@ def processes(config):
 
 
 def is_lost_connection(error):
-    """True for what collective operations raise when a peer has gone; gloo uses plain RuntimeErrors."""
-    return isinstance(error, dist.DistError) or any(word in str(error) for word in ("gloo", "NCCL", "Connection closed by peer", "Connection reset"))
+    """True for what collective operations raise when a peer has gone; gloo's are plain RuntimeErrors."""
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+    return isinstance(error, dist.DistNetworkError) or any(word in str(error) for word in words)
 
 
 @contextmanager

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from test_scripts import ROOT, run
 
 import eval_model
-from dataset import ChatTokenizer, open_cache
-from model import WeakWater, check_vocabulary
+from dataset import ChatTokenizer, check_vocabulary, open_cache
+from model import WeakWater
 from train_tokenizer import save_tokenizer, train_tokenizer
 from trainer import read_metrics
 
@@ -74,6 +74,22 @@ def test_runs_started_at_once_on_one_file_make_its_cache_once(data, tokenizer, t
     assert len({result.stdout for result in results}) == 1
     assert sum("tokenizing pretrain.jsonl (" in result.stderr for result in results) == 1
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".cache", ".jsonl"]
+
+
+def test_folder_that_cannot_be_locked_is_named(tokenizer, tmp_path, monkeypatch):
+    def refuse(lock, **more):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr("dataset.FileLock.acquire", refuse)
+    with pytest.raises(ValueError, match="a.jsonl.lock cannot be locked .*No locks available.*pass --cache_dir"):
+        open_cache(write_jsonl(tmp_path / "a.jsonl", [{"text": "一"}]), tokenizer, "text")
+
+
+def test_cache_that_lost_its_end_in_a_power_cut_is_named(tokenizer, tmp_path):
+    path = write_jsonl(tmp_path / "a.jsonl", [{"text": "一"}])
+    (open_cache(path, tokenizer, "text").folder / "about.json").write_text("")
+    with pytest.raises(ValueError, match="a.jsonl.*cache: not a whole cache of tokens .*delete it"):
+        open_cache(path, tokenizer, "text")
 
 
 # ---- a full disk ----
@@ -160,9 +176,12 @@ def test_vocabulary_of_another_model_is_refused_in_chat_and_in_training(tokenize
     write_jsonl(folder / "sft.jsonl", [{"conversations": conversation("一", "二")}] * 3)
     result = run("SFT.py", *flags(max_seq_len=64), "--data_path=sft.jsonl", f"--init_from={theirs}", cwd=folder)
     assert result.returncode == 2 and "found another vocabulary" in result.stderr and not list(folder.glob("*.cache"))
+    checkpoint(theirs, tokenizer)
     config = json.loads((theirs / "config.json").read_text())
     (theirs / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name != "vocabulary"}))
-    check_vocabulary(theirs, ChatTokenizer(theirs))  # weights from elsewhere do not say
+    with pytest.raises(ValueError, match="found another vocabulary"):  # a checkpoint that does not say is known by its tokenizer
+        check_vocabulary(theirs, ChatTokenizer(tmp_path / "other"))
+    check_vocabulary(theirs, tokenizer)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"])
@@ -206,8 +225,10 @@ def test_lost_process_ends_the_run_with_a_message_and_another_number_goes_on(fol
     done = len(losses(folder / "cut"))
     assert 3 <= done < 60
     for processes in (1, 4):
-        command, environment = torchrun(processes, *more, "--out_dir=cut", "--resume")
-        again = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        assert again.returncode == 0, again.stderr
-    assert "the stopped run had 1 processes, this one has 4: from here on it equals an uninterrupted one to rounding" in again.stdout
-    assert losses(folder / "cut") == pytest.approx(losses(folder / "whole"), rel=2e-3)
+        again = f"again_{processes}"
+        shutil.copytree(folder / "cut", folder / again)
+        command, environment = torchrun(processes, *more, f"--out_dir={again}", "--resume")
+        result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        assert f"the stopped run had 2 processes, this one has {processes}: from here on it equals an uninterrupted one to rounding" in result.stdout
+        assert losses(folder / again) == pytest.approx(losses(folder / "whole"), rel=2e-3)

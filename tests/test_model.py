@@ -152,6 +152,8 @@ def test_shapes_that_cannot_be_built_are_refused_by_name():
         ({"vocab_size": 10**12}, r"vocab_size \(1000000000000\) must be at least 1 and at most"),
         ({"vocab_size": 400.0}, "expected int for vocab_size, found 400.0"),
         ({"rope_theta": float("nan")}, r"rope_theta \(nan\) must be greater than 0"),
+        ({"rope_theta": 10**400}, r"rope_theta \(10+\) must be greater than 0 and less than 1e\+12"),
+        ({"rope_parameters": [1]}, "expected an object for rope_parameters"),
         ({"tie_word_embeddings": False}, r"found lm_head.weight None, config.json asks for \(400, 48\)"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -416,10 +416,25 @@ def test_broken_batches_stop_the_run_leave_the_checkpoint_and_can_be_replayed(ro
 
 def test_learning_rate_of_10_stops_with_its_cause_and_is_replayed_to_the_digit(rows, config):
     trained(rows, config, epochs=1)
-    step = give_up_with(r"Likely cause: it has diverged \(guessing would cost 6.0\): lower --learning_rate \(now 10\)", tiny_model(), rows, replace(config, learning_rate=10.0))
+    good = weights_of(WeakWater.from_pretrained(config.out_dir))
+    message = r"Likely cause: it has diverged \(guessing would cost 6.0\): a lower --learning_rate \(now 10\).*to go on from it with other flags: --init_from"
+    step = give_up_with(message, tiny_model(), rows, replace(config, learning_rate=10.0, save_every=1))
     again = replay(step, torch.float32, torch.device("cpu"))
     assert again["loss"] == pytest.approx(step["loss"], rel=1e-6) and again["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-5)
-    assert torch.isfinite(weights_of(WeakWater.from_pretrained(config.out_dir))).all()
+    assert torch.equal(weights_of(WeakWater.from_pretrained(config.out_dir)), good)  # not the weights that the first update ruined
+
+
+def test_diverged_weights_are_saved_neither_at_the_end_nor_at_a_stop(rows, config, monkeypatch):
+    trained(rows, config, epochs=1)
+    good = weights_of(WeakWater.from_pretrained(config.out_dir))
+    with pytest.raises(ValueError, match="step 3: weights with which the loss is more than 2 times that of guessing are not saved"):
+        trained(rows, config, learning_rate=10.0, max_steps=3)
+    take_step = Run.take_step
+    monkeypatch.setattr(Run, "take_step", lambda run, step, model: (os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None, take_step(run, step, model))[1])
+    with pytest.raises(SystemExit) as stop:
+        trained(rows, config, learning_rate=10.0)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert torch.equal(weights_of(WeakWater.from_pretrained(config.out_dir)), good)
 
 
 def test_overflow_in_fp16_stops_with_its_cause_and_its_place(rows, config, monkeypatch):
@@ -461,8 +476,7 @@ def test_weights_that_are_no_numbers_are_not_saved(rows, config):
     run = Run(tiny_model(), rows, config, 0, 1, torch.device("cpu"))
     with torch.no_grad():
         run.model.model.norm.weight[0] = math.inf
-    with pytest.raises(ValueError, match="weights that are no numbers any more are not saved"):
-        run.save(1, None)
+    assert run.save(1, None) is False
     assert torch.isfinite(weights_of(WeakWater.from_pretrained(config.out_dir))).all()
 
 

@@ -27,7 +27,8 @@ def load_step(path):
         raise FileNotFoundError(f"{path} not found: a training run writes it when it gives up")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-        return {**stored, "micro_batches": [Batch(*tensors) for tensors in stored["micro_batches"]]}
+        wanted = ("step", "loss", "grad_norm", "dtype", "model_config", "model")
+        return {**{name: stored[name] for name in wanted}, "micro_batches": [Batch(*tensors) for tensors in stored["micro_batches"]]}
     except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{path}: not a failed step ({(str(error).splitlines() or ['empty'])[0]})") from None
 
@@ -71,8 +72,11 @@ def main(argv=None):
     print(f"step {step['step']}: loss {step['loss']:.6g}, gradient norm {step['grad_norm']:.6g} in {step['dtype']}")
     broken = [number for number, batch in enumerate(batches, 1) if not torch.isfinite(batch.weights).all()]
     print(f"micro-batches  {len(batches)} of {tuple(batches[0].input_ids.shape)}" + (f", weights that are no numbers in {broken}" if broken else ""))
-    largest = max(model, key=lambda name: float(model[name].abs().max()))
-    print(f"largest weight {float(model[largest].abs().max()):.4g} in {largest}")
+    sizes = {name: float(tensor.abs().max()) for name, tensor in model.items()}
+    if lost := [name for name, size in sizes.items() if not math.isfinite(size)]:
+        print(f"no numbers     in {', '.join(lost)}")
+    largest = max((name for name in sizes if name not in lost), key=sizes.get, default="none")
+    print(f"largest weight {sizes.get(largest, math.nan):.4g} in {largest}")
     for dtype in dict.fromkeys([getattr(torch, step["dtype"]), torch.float32]):
         result = replay(step, dtype, device)
         print(f"again in {str(dtype).removeprefix('torch.'):<9} loss {result['loss']:.6g}, gradient norm {result['grad_norm']:.6g}"

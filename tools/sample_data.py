@@ -42,7 +42,7 @@ JOINED_CHARACTERS = 240      # in such a conversation at most, so that it fits t
 PROBE_COPIES = 20            # of each of FACT_CHECKS in sft.jsonl and r1.jsonl
 VAL_ITEMS = 200
 TEST_ITEMS = 200
-MAX_SCALE = 1.5              # there are 7,920 different two- or three-digit times one-digit problems
+MAX_SCALE = 1.5              # there are 7,200 different three-digit times one-digit problems
 
 # Each of these questions stands verbatim in sft.jsonl and r1.jsonl at any scale.
 FACT_CHECKS = [
@@ -168,7 +168,7 @@ def make_problem(rng, kind):
 
 
 def draw_numbers(rng, kind):
-    """Numbers for a kind, mostly of three digits, such that every intermediate result is positive."""
+    """Numbers of three digits for a kind (one digit for 2 to 9 times), such that every intermediate result is positive."""
     while True:
         numbers = tuple(draw_number(rng) for _ in range(len(SYMBOLS[kind]) + 1))
         if SYMBOLS[kind][0] == "×":
@@ -178,7 +178,7 @@ def draw_numbers(rng, kind):
 
 
 def draw_number(rng):
-    return rng.randint(10, 99) if rng.random() < 0.15 else rng.randint(100, 999)
+    return rng.randint(100, 999)
 
 
 def operations(kind, numbers):
@@ -204,7 +204,7 @@ def work(calculation):
 
 def add_steps(a, b):
     """345, 278 -> 求和：345+278。个位5+8=13，写3进1。十位4+7+1=12，写2进1。百位3+2+1=6，写6。得623。"""
-    text, carry = f"求和：{formula('+', a, b)}。", 0
+    text, carry = f"求和：{a}+{b}。", 0
     for place, x, y in columns(a, b):
         step, carry = add_column(x, y, carry)
         text += f"{place}位{step}。"
@@ -215,7 +215,7 @@ def add_steps(a, b):
 
 def subtract_steps(a, b):
     """503, 278 -> 求差：503-278。个位3-8不够，借1，13-8=5。十位0-1-7不够，借1，10-1-7=2。百位5-1-2=2。得225。"""
-    text, borrow = f"求差：{formula('-', a, b)}。", 0
+    text, borrow = f"求差：{a}-{b}。", 0
     for place, x, y in columns(a, b):
         step, borrow = subtract_column(x, y, borrow)
         text += f"{place}位{step}。"
@@ -231,13 +231,6 @@ def multiply_steps(a, n):
     if carry:
         text += f"{DIGIT_PLACES[len(str(a))]}位{carry}，写{carry}。"
     return f"{text}得{a * n}。"
-
-
-def formula(symbol, a, b):
-    """'+', 45, 607 -> 45+607，对齐045+607: with the places one below the other, as in a written calculation."""
-    width = max(len(str(a)), len(str(b)))
-    plain, aligned = f"{a}{symbol}{b}", f"{a:0{width}}{symbol}{b:0{width}}"
-    return plain if aligned == plain else f"{plain}，对齐{aligned}"
 
 
 def add_column(x, y, carry):
@@ -268,13 +261,10 @@ def written(total):
 def compare_steps(name, a, b):
     """'小明', 503, 578 -> 比大小：503和578。百位5比5一样，十位0比7小，小明少。"""
     text = f"比大小：{a}和{b}。"
-    if len(str(a)) != len(str(b)):
-        text += f"{a}是{'两三'[len(str(a)) - 2]}位数，{b}是{'两三'[len(str(b)) - 2]}位数，"
-    else:
-        for place, x, y in reversed(columns(a, b)):
-            text += f"{place}位{comparison(x, y)}，"
-            if x != y:
-                break
+    for place, x, y in reversed(columns(a, b)):
+        text += f"{place}位{comparison(x, y)}，"
+        if x != y:
+            break
     return f"{text}{name}{'多' if a > b else '少'}。"
 
 
@@ -749,8 +739,8 @@ def worked_text(rng, bank):
             break
     if kind == "compare":
         return compare_steps(rng.choice(NAMES), *numbers) + work(calculation)
-    sum_asked = str(numbers[0]) + "".join(f"{symbol}{number}" for symbol, number in zip(SYMBOLS[kind], numbers[1:]))
-    return rng.choice(["", f"{sum_asked}怎么算？"]) + work(calculation)
+    formula = str(numbers[0]) + "".join(f"{symbol}{number}" for symbol, number in zip(SYMBOLS[kind], numbers[1:]))
+    return rng.choice(["", f"{formula}怎么算？"]) + work(calculation)
 
 
 def table_text(rng):
@@ -770,13 +760,9 @@ def digit_text(rng):
     """Numbers read back and taken apart: to copy a number and to find its digits comes before any sum."""
     lines = []
     for _ in range(rng.randint(4, 7)):
-        number, other = rng.randint(10, 9999), draw_number(rng)
+        number = rng.choice([draw_number(rng), rng.randint(1000, 9999)])
         places = [f"{place}位是{digit}" for place, digit in zip(DIGIT_PLACES, reversed(str(number)))]
-        lines.append(rng.choice([
-            f"抄写{number}：{number}。", f"{number}的" + "，".join(places) + "。", f"{rng.choice(NAMES)}写了{number}，我也写{number}。",
-            f"{formula('+', number, other)}。", f"{number}和{other}，反过来是{other}和{number}。",
-            f"{number}和{other}的" + "，".join(f"{place}位是{x}和{y}" for place, x, y in columns(number, other)) + "。",
-        ]))
+        lines.append(rng.choice([f"抄写{number}：{number}。", f"{number}的" + "，".join(places) + "。", f"{rng.choice(NAMES)}写了{number}，我也写{number}。"]))
     return "".join(lines)
 
 
@@ -857,7 +843,7 @@ def season_text(rng):
 
 def text_makers(bank):
     """[(maker, share of the bytes)]"""
-    others = [(digit_text, 14), (table_text, 14), (counting_text, 2), (fact_text, 12), (unit_text, 3), (idiom_text, 5), (english_text, 6),
+    others = [(digit_text, 10), (table_text, 10), (counting_text, 2), (fact_text, 12), (unit_text, 3), (idiom_text, 5), (english_text, 6),
               (story_text, 16), (everyday_text, 6), (season_text, 4)]
     total = sum(share for _, share in others)
     return [(lambda rng: worked_text(rng, bank), WORKED_SHARE),

@@ -101,19 +101,21 @@ def verify(folder, args):
     seconds = time.perf_counter() - start
     print(f"uninterrupted: weights {expected[0]} | {len(expected[1])} lines of metrics | {seconds:.1f} s", flush=True)
     rng, moments, run, same = random.Random(args.seed), Counter(), 1, True
-    for _ in range(args.kills):
+    while moments.total() < args.kills:
         name = f"run_{run}"
         delay = rng.uniform(0, seconds)
         log = folder / f"{name}.log"
         code = run_for(command(folder, name, args), log, delay)
         if code is None:
             moments[moment(folder / name, log)] += 1
+        elif code:
+            raise ValueError(f"the run failed: {log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
         else:  # it came to its end, which tells as much
             same &= compare(expected, finish(folder, name, args), folder, name)
             run += 1
     name = f"run_{run}"
     same &= compare(expected, finish(folder, name, args), folder, name)
-    print(f"killed {sum(moments.values())} times: " + ", ".join(f"{count} while {what}" for what, count in moments.items()))
+    print(f"killed {moments.total()} times: " + ", ".join(f"{count} while {what}" for what, count in moments.items()))
     return same
 
 
