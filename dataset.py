@@ -428,14 +428,14 @@ def write_cache(path, tokenizer, kind, skip_bad_lines, folder):
             ends = (tokens + np.cumsum([len(ids) for ids, _ in encoded])).astype(np.int64)
             tokens += len(ids)
             for file, array in zip(files, (ids, grades, ends)):
-                with named_disk_errors(folder):
+                with named_disk_errors(folder.with_suffix("")):
                     write_all(file, array.tobytes())
             digest.update(ids.tobytes())
             digest.update(grades.tobytes())
         if not tokens:
             raise ValueError(f"{path}: expected {EXPECTED[kind]} on each line, found {f'no good line ({bad.summary()})' if bad.first else 'an empty file'}")
         for file in files:
-            with named_disk_errors(folder):
+            with named_disk_errors(folder.with_suffix("")):
                 os.fsync(file.fileno())
     return {"file": str(path), "kind": kind, "tokens": tokens, "sha256": digest.hexdigest(), "bad_lines": bad.first, "bad_kinds": bad.kinds}
 

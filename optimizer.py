@@ -10,15 +10,16 @@ takes all matrices of one shape at once.
 
 import torch
 
-from model import has_fast_bf16
-
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: drives singular values to about 1 in 5 iterations
 ITERATIONS = 5
 ADAMW_UPDATE_RMS = 0.2  # Liu et al. 2025
 
 
-def make_optimizers(model, learning_rate, weight_decay):
-    """[Muon, AdamW], which together hold every parameter of `model` once; gains are not decayed."""
+def make_optimizers(model, learning_rate, weight_decay, dtype=torch.float32):
+    """[Muon, AdamW], which together hold every parameter of `model` once; gains are not decayed.
+
+    dtype: of Muon's matrix products, which tolerate bfloat16; all that is kept is float32.
+    """
     layers = [parameter for parameter in model.model.layers.parameters() if parameter.dim() == 2]
     in_layers = {id(parameter) for parameter in layers}
     others = [parameter for parameter in model.parameters() if id(parameter) not in in_layers]
@@ -27,14 +28,14 @@ def make_optimizers(model, learning_rate, weight_decay):
         {"params": [parameter for parameter in others if parameter.dim() < 2], "weight_decay": 0.0},
     ]
     fused = others[0].device.type in ("cuda", "cpu")
-    return [Muon(layers, learning_rate, weight_decay), torch.optim.AdamW(groups, learning_rate, betas=(0.9, 0.95), fused=fused)]
+    return [Muon(layers, learning_rate, weight_decay, dtype), torch.optim.AdamW(groups, learning_rate, betas=(0.9, 0.95), fused=fused)]
 
 
-def orthogonalize(matrices):
+def orthogonalize(matrices, dtype=torch.float32):
     """The semi-orthogonal matrices nearest to `matrices` (N, rows, columns), roughly: singular values between 0.7 and 1.2."""
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.bfloat16() if has_fast_bf16(matrices.device) else matrices
+    x = matrices.to(dtype)
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
@@ -46,8 +47,9 @@ def orthogonalize(matrices):
 class Muon(torch.optim.Optimizer):
     """W -= lr * (0.2 sqrt(max(rows, columns)) * orthogonalize(nesterov momentum) + weight_decay * W)."""
 
-    def __init__(self, matrices, lr, weight_decay, momentum=0.95):
+    def __init__(self, matrices, lr, weight_decay, dtype=torch.float32, momentum=0.95):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self):
@@ -70,6 +72,6 @@ class Muon(torch.optim.Optimizer):
             momenta.append(state["momentum"])
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov: the momentum after one more such gradient
-        directions = orthogonalize(torch.stack(ahead)).unbind()
+        directions = orthogonalize(torch.stack(ahead), self.dtype).unbind()
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(matrices, list(directions), alpha=-group["lr"] * scale)

@@ -105,7 +105,8 @@ class Run:
         self.warmup_steps = config.warmup_steps if config.warmup_steps >= 0 else math.ceil(0.03 * self.total_steps)
         self.dtype = pick_dtype(config.dtype, device)
         self.compiled = wants_compile(config.compile, device)
-        self.optimizers = make_optimizers(model, config.learning_rate, config.weight_decay)
+        muon_dtype = torch.bfloat16 if self.dtype != torch.float32 and has_fast_bf16(device) else torch.float32
+        self.optimizers = make_optimizers(model, config.learning_rate, config.weight_decay, muon_dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.step, self.skipped, self.skipped_in_a_row, self.tokens = 0, 0, 0, 0
         self.worst_loss = DIVERGED * math.log(model.config.vocab_size)

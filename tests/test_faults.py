@@ -43,7 +43,7 @@ def flags(**changes):
 
 @pytest.mark.slow
 def test_run_killed_at_25_random_moments_ends_as_one_never_interrupted(tmp_path):
-    result = run("tools/verify_resume.py", "--kills", "25", cwd=tmp_path)
+    result = run("tools/verify_resume.py", "--kills", "25", cwd=tmp_path, timeout=900)
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "DIFFERENT" not in result.stdout and result.stdout.count("identical") >= 1
@@ -105,7 +105,7 @@ def test_full_disk_gives_one_line_and_leaves_the_last_checkpoint(what, limit, fo
     good = load_file(folder / "out/pretrain/model.safetensors")
     result = run("pretrain.py", *flags(seed=1), cwd=folder, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert f"out/pretrain/{what} could not be written (File too large; " in result.stderr.splitlines()[-1]
+    assert f"out/pretrain/{what} could not be written (File too large); " in result.stderr.splitlines()[-1] and "make room" in result.stderr
     assert not list(folder.rglob("*.tmp"))
     WeakWater.from_pretrained(folder / "out/pretrain")
     kept = load_file(folder / "out/pretrain/model.safetensors")

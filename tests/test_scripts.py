@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SMALL = "--preset tiny --max_steps 2 --batch_size 2 --max_seq_len 256 --device cpu".split()
 
 
-def run(script, *flags, cwd, **more):
+def run(script, *flags, cwd, timeout=300, **more):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, script if script == "-m" else str(ROOT / script), *map(str, flags)]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300, **more)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=timeout, **more)
 
 
 MISSING = [
@@ -59,7 +59,7 @@ def test_five_commands_from_jsonl_to_chat(data, tmp_path):
     first = (tmp_path / "out/SFT/model.safetensors").read_bytes()
     ok("SFT.py", "--data_path", data["sft"], *SMALL, "--max_seq_len", "320", "--init_from", "out/SFT")
     assert (tmp_path / "out/SFT/model.safetensors").read_bytes() != first
-    log = ok("distill.py", "--data_path", data["r1"], *SMALL, "--learning_rate", "1e-6")
+    log = ok("distill.py", "--data_path", data["r1"], *SMALL, "--max_seq_len", "512", "--learning_rate", "1e-6")
     assert "well_formed 0.0%" in log.stdout and "tok/s" in log.stdout
     last = [json.loads(line) for line in (tmp_path / "out/distill/metrics.jsonl").read_text().splitlines()][-1]
     assert {"val_loss", "val_ppl", "val_bpb", "well_formed", "reasoning_accuracy"} <= set(last)

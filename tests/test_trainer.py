@@ -400,8 +400,8 @@ def test_broken_batches_stop_the_run_leave_the_checkpoint_and_can_be_replayed(ro
     good = weights_of(WeakWater.from_pretrained(config.out_dir))
     stack = trainer.stack
 
-    def with_nan(batch, **shape):
-        batch = stack(batch, **shape)
+    def with_nan(*rows, **shape):
+        batch = stack(*rows, **shape)
         batch.weights[-1, -1] = math.nan
         return batch
 

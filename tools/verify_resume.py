@@ -26,7 +26,8 @@ from tools.sample_data import write_sample_data
 from train_tokenizer import sample_lines, save_tokenizer, texts_of, train_tokenizer
 from trainer import TIMED_METRICS, read_metrics
 
-STEPS, SAVE_EVERY, EVAL_EVERY = 30, 4, 3
+STEPS, SAVE_EVERY, EVAL_EVERY = 12, 3, 2
+VAL_LINES = 20  # of validation text
 VOCAB_SIZE = 500
 
 
@@ -93,7 +94,9 @@ def compare(expected, found, folder, run):
 
 
 def verify(folder, args):
-    paths = write_sample_data(folder, args.seed, 0.25)
+    paths = write_sample_data(folder, args.seed, 0.1)
+    val_lines = paths["pretrain_val"].read_bytes().splitlines(keepends=True)
+    paths["pretrain_val"].write_bytes(b"".join(val_lines[:VAL_LINES]))
     texts = texts_of(sample_lines(paths["pretrain"]), "text")
     save_tokenizer(train_tokenizer(texts, VOCAB_SIZE), folder / "tokenizer", 1024)
     start = time.perf_counter()
