@@ -42,6 +42,7 @@ def flags(**changes):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_run_killed_at_25_random_moments_ends_as_one_never_interrupted(tmp_path):
     result = run("tools/verify_resume.py", "--kills", "25", cwd=tmp_path, timeout=900)
     print(result.stdout)
