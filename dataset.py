@@ -20,7 +20,10 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,10 +62,10 @@ OTHER_FILES = {  # by their first bytes
 }
 
 NOT_GRADED, GRADED, TAG = 0, 1, 2  # what an error on a token costs: nothing, 1, or the weight of a reasoning tag
-ENCODER_VERSION = 2                # raise it when the same line would give other tokens or grades
+ENCODER_VERSION = 3                # raise it when the same line would give another cache
 BAD_LINES_KEPT = 1000              # of which the place and the reason are kept; all are counted
 BATCH_BYTES = 2**22                # of JSONL that are tokenized together
-PACK_TOGETHER = 2**18              # pieces that are packed together
+PACK_TOGETHER = 2**18              # pieces that are packed into rows together
 HELD_OUT_SHARE, HELD_OUT_TOKENS = 0.01, 100_000
 
 
@@ -133,7 +136,7 @@ class ChatTokenizer:
 
     def prompt_ids(self, messages):
         """Ids of a conversation that the assistant is to continue, ending in `<s>assistant\\n`."""
-        return encode_records(self, [messages])[0][0] + [BOS, *self.encode("assistant\n")]
+        return encode_records(self, [messages])[0].tolist() + [BOS, *self.encode("assistant\n")]
 
     @property
     def max_length(self):
@@ -188,19 +191,20 @@ def render(record):
 
 
 def encode_records(tokenizer, records):
-    """Documents (texts or lists of messages) -> a list of (ids, grades), two equally long lists each."""
+    """Documents (texts or lists of messages) -> (ids, grades, lengths).
+
+    ids (tokens) and grades (tokens) of all documents one after another, lengths (documents) in tokens: three int32 arrays.
+    """
     rendered = [render(record) for record in records]
-    texts = sorted({part for parts in rendered for part, _ in parts if isinstance(part, str)})
+    parts = [part for document in rendered for part in document]
+    texts = list({text for text, _ in parts if isinstance(text, str)})
     ids_of = dict(zip(texts, tokenizer.encode_together(texts)))
-    encoded = []
-    for parts in rendered:
-        ids, grades = [], []
-        for part, grade in parts:
-            part_ids = ids_of[part] if isinstance(part, str) else [part]
-            ids += part_ids
-            grades += [grade] * len(part_ids)
-        encoded.append((ids, grades))
-    return encoded
+    ids_of_parts = [ids_of[text] if isinstance(text, str) else [text] for text, _ in parts]
+    sizes = np.fromiter(map(len, ids_of_parts), np.int32, len(parts))
+    ids = np.fromiter(chain.from_iterable(ids_of_parts), np.int32, sizes.sum())
+    grades = np.repeat(np.fromiter((grade for _, grade in parts), np.int32, len(parts)), sizes)
+    first_parts = np.cumsum([0, *map(len, rendered[:-1])])
+    return ids, grades, np.add.reduceat(sizes, first_parts)
 
 
 # ---- one line of a file ----
@@ -321,7 +325,11 @@ def check_file(path):
 
 
 class TokenCache:
-    """A tokenized file, memory-mapped: `ids` (tokens, uint16), `grades` (tokens, uint8), `ends` (documents, int64)."""
+    """A tokenized file, memory-mapped.
+
+    ids (tokens, uint16), grades (tokens, uint8), ends (documents, int64): of each document's tokens, and first_graded
+    (documents, int32): how many of its tokens come before the first graded one.
+    """
 
     def __init__(self, folder, tokenizer):
         self.folder = Path(folder)
@@ -334,6 +342,7 @@ class TokenCache:
         self.ids = np.asarray(np.memmap(self.folder / "ids.bin", dtype=np.uint16, mode="r"))
         self.grades = np.asarray(np.memmap(self.folder / "grades.bin", dtype=np.uint8, mode="r"))
         self.ends = np.fromfile(self.folder / "ends.bin", dtype=np.int64)
+        self.first_graded = np.fromfile(self.folder / "first_graded.bin", dtype=np.int32)
 
     def __reduce__(self):
         return TokenCache, (self.folder, self.tokenizer)  # a worker process maps the files itself
@@ -341,13 +350,13 @@ class TokenCache:
     def __len__(self):
         return len(self.ends)
 
-    def span(self, document):
-        """(first, last + 1) of a document's tokens."""
-        return (int(self.ends[document - 1]) if document else 0), int(self.ends[document])
+    def spans(self, documents):
+        """(starts, ends) of the tokens of an array of documents."""
+        return np.where(documents > 0, self.ends[documents - 1], 0), self.ends[documents]
 
     def document(self, document):
         """(ids, grades) of a document."""
-        start, end = self.span(document)
+        start, end = self.spans(np.array(document))
         return self.ids[start:end], self.grades[start:end]
 
 
@@ -420,24 +429,41 @@ def locked(path, what, is_done):
 def write_cache(path, tokenizer, kind, skip_bad_lines, folder):
     digest, bad, tokens = hashlib.sha256(), BadLines(), 0
     with ExitStack() as stack:
-        files = [stack.enter_context(open(folder / f"{name}.bin", "wb", buffering=0)) for name in ("ids", "grades", "ends")]
-        for records in batches_of_records(path, kind, skip_bad_lines, bad):
-            encoded = encode_records(tokenizer, records)
-            ids = np.array([id for ids, _ in encoded for id in ids], dtype=np.uint16)
-            grades = np.array([grade for _, grades in encoded for grade in grades], dtype=np.uint8)
-            ends = (tokens + np.cumsum([len(ids) for ids, _ in encoded])).astype(np.int64)
+        names = ("ids", "grades", "ends", "first_graded")
+        files = [stack.enter_context(open(folder / f"{name}.bin", "wb", buffering=0)) for name in names]
+        for ids, grades, lengths in one_ahead(partial(encode_records, tokenizer), batches_of_records(path, kind, skip_bad_lines, bad)):
+            ends = np.cumsum(lengths, dtype=np.int64)
+            graded = np.flatnonzero(grades)
+            first_graded = graded[np.searchsorted(graded, ends - lengths)] - (ends - lengths)
+            arrays = ids.astype(np.uint16), grades.astype(np.uint8), tokens + ends, first_graded.astype(np.int32)
             tokens += len(ids)
-            for file, array in zip(files, (ids, grades, ends)):
+            for file, array in zip(files, arrays):
                 with named_disk_errors(folder.with_suffix("")):
                     write_all(file, array.tobytes())
-            digest.update(ids.tobytes())
-            digest.update(grades.tobytes())
+            for array in arrays[:2]:
+                digest.update(array)
         if not tokens:
             raise ValueError(f"{path}: expected {EXPECTED[kind]} on each line, found {f'no good line ({bad.summary()})' if bad.first else 'an empty file'}")
         for file in files:
             with named_disk_errors(folder.with_suffix("")):
                 os.fsync(file.fileno())
     return {"file": str(path), "kind": kind, "tokens": tokens, "sha256": digest.hexdigest(), "bad_lines": bad.first, "bad_kinds": bad.kinds}
+
+
+def one_ahead(function, items):
+    """function(item) of each item, computed in a thread while the next item is made and the result before is used.
+
+    Encoding leaves Python's global lock and takes all cores; what Python does meanwhile, on one core, costs no time.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        before = None
+        for item in items:
+            running = thread.submit(function, item)
+            if before:
+                yield before.result()
+            before = running
+        if before:
+            yield before.result()
 
 
 def write_all(file, data):
@@ -509,8 +535,8 @@ class Batch(NamedTuple):
 class PackedRows(torch.utils.data.Dataset):
     """Documents of a cache packed into rows of `row_length` positions, as few as best fit finds.
 
-    A text longer than a row is cut into pieces that together have each of its labels once. A conversation longer than a
-    row is truncated at the row's end; `truncated` counts those, `graded_lost` the graded tokens that went with it.
+    A text longer than a row is cut into *pieces* that together have each of its labels once. A conversation longer than a
+    row is truncated at the row's end; `truncated` counts those. Memory is some 20 bytes a document, whatever its length.
     """
 
     def __init__(self, cache, documents, row_length, seed=0, tag_weight=1.0):
@@ -518,34 +544,43 @@ class PackedRows(torch.utils.data.Dataset):
         self.documents = documents
         self.row_length = row_length
         self.weight_of_grade = np.array([0.0, 1.0, tag_weight], dtype=np.float32)
-        starts, lengths = self.pieces()
-        if not len(starts):
+        find = self.pieces_of_texts if cache.about["kind"] == "text" else self.pieces_of_conversations
+        self.truncated = 0
+        found = [find(documents[begin : begin + 2**20]) for begin in range(0, len(documents), 2**20)]
+        self.starts, self.lengths = (np.concatenate(arrays) for arrays in zip(*found))  # of pieces: in the cache, in positions
+        if not len(self.starts):
             raise ValueError(f"{cache.about['file']}: no document has a graded token within --max_seq_len ({row_length})")
-        order, row_of_piece = pack(lengths, row_length, seed)
-        self.starts, self.lengths = starts[order], lengths[order]
-        self.first_piece = np.searchsorted(row_of_piece, np.arange(row_of_piece[-1] + 2))
-        self.useful = int(lengths.sum())
-        self.fingerprint = hashlib.sha256(self.starts.tobytes() + self.lengths.tobytes()).hexdigest()
+        self.order, self.first_piece = pack(self.lengths, row_length, seed)
+        self.useful = int(self.lengths.sum())
+        digest = hashlib.sha256()
+        for array in (self.starts, self.lengths, self.order, self.first_piece):
+            digest.update(array)
+        self.fingerprint = digest.hexdigest()
 
-    def pieces(self):
-        """(starts, lengths): where in the cache each piece begins and how many positions it fills."""
-        ends = self.cache.ends[self.documents]
-        starts = np.where(self.documents > 0, self.cache.ends[self.documents - 1], 0)
+    def pieces_of_texts(self, documents):
+        """(starts, lengths) of the pieces of some documents."""
+        starts, ends = self.cache.spans(documents)
         positions = ends - starts - 1  # the last token is only a label
-        self.truncated, self.graded_lost = 0, 0
-        if self.cache.about["kind"] == "text":
-            count = -(-positions // self.row_length)
-            nth = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
-            return (
-                np.repeat(starts, count) + nth * self.row_length,
-                np.minimum(np.repeat(positions, count) - nth * self.row_length, self.row_length),
-            )
-        for end, start in zip(ends[positions > self.row_length], starts[positions > self.row_length]):
-            self.truncated += 1
-            self.graded_lost += int(np.count_nonzero(self.cache.grades[start + self.row_length + 1 : end]))
-        lengths = np.minimum(positions, self.row_length)
-        graded = np.array([self.cache.grades[s + 1 : s + 1 + n].any() for s, n in zip(starts, lengths)], dtype=bool)
+        count = -(-positions // self.row_length)
+        offset = (np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)) * self.row_length
+        return np.repeat(starts, count) + offset, np.minimum(np.repeat(positions, count) - offset, self.row_length).astype(np.int32)
+
+    def pieces_of_conversations(self, documents):
+        """(starts, lengths) of the conversations of which a graded token is within a row."""
+        starts, ends = self.cache.spans(documents)
+        positions = ends - starts - 1
+        self.truncated += int(np.count_nonzero(positions > self.row_length))
+        lengths = np.minimum(positions, self.row_length).astype(np.int32)
+        graded = self.cache.first_graded[documents] <= lengths
         return starts[graded], lengths[graded]
+
+    @property
+    def graded_lost(self):
+        """Graded tokens that went with the ends of truncated conversations."""
+        if self.cache.about["kind"] == "text":
+            return 0
+        starts, ends = self.cache.spans(self.documents)
+        return sum(np.count_nonzero(self.cache.grades[start + self.row_length + 1 : end]) for start, end in zip(starts, ends) if end - start - 1 > self.row_length)
 
     def __len__(self):
         return len(self.first_piece) - 1
@@ -555,7 +590,7 @@ class PackedRows(torch.utils.data.Dataset):
         input_ids, labels = np.full(T, PAD, dtype=np.int64), np.full(T, PAD, dtype=np.int64)
         weights, document_ids = np.zeros(T, dtype=np.float32), np.zeros(T, dtype=np.int64)
         at = 0
-        for number, piece in enumerate(range(self.first_piece[row], self.first_piece[row + 1]), 1):
+        for number, piece in enumerate(self.order[self.first_piece[row] : self.first_piece[row + 1]], 1):
             start, length = int(self.starts[piece]), int(self.lengths[piece])
             tokens = self.cache.ids[start : start + length + 1]
             input_ids[at : at + length] = tokens[:-1]
@@ -573,8 +608,8 @@ class PackedRows(torch.utils.data.Dataset):
         """What up to `most` documents ask first, if it fits a row with its reply: a list of (prompt ids, expected reply)."""
         found = []
         for document in self.documents:
-            ids, grades = (array.tolist() for array in self.cache.document(document))
-            start = int(np.flatnonzero(grades)[0])
+            ids = self.cache.document(document)[0].tolist()
+            start = int(self.cache.first_graded[document])
             end = ids.index(EOS, start)
             if end < self.row_length:
                 found.append((ids[:start], self.cache.tokenizer.decode(ids[start:end])))
@@ -586,43 +621,48 @@ class PackedRows(torch.utils.data.Dataset):
 def pack(lengths, row_length, seed):
     """Best fit, the longest first: each piece goes into the fullest row that still has room for it.
 
-    lengths (pieces) -> (order of the pieces by row, row of each piece in that order). Pieces of one length are shuffled
-    first, so that neighbours in the file do not share a row.
+    lengths (pieces) -> (order, first_piece): row r holds the pieces order[first_piece[r] : first_piece[r + 1]]. Pieces of
+    one length are shuffled first, so that neighbours in the file do not share a row.
     """
-    shuffled = np.random.default_rng(seed).permutation(len(lengths))
-    orders, rows, first_row = [], [], 0
+    shuffled = np.random.default_rng(seed).permutation(np.arange(len(lengths), dtype=np.int32))
+    counts = []
     for begin in range(0, len(lengths), PACK_TOGETHER):
-        order = shuffled[begin : begin + PACK_TOGETHER]
-        order = order[np.argsort(-lengths[order], kind="stable")]
-        row_of_piece = best_fit(lengths[order].tolist(), row_length)
-        by_row = np.argsort(row_of_piece, kind="stable")
-        orders.append(order[by_row])
-        rows.append(row_of_piece[by_row] + first_row)
-        first_row = rows[-1][-1] + 1
-    return np.concatenate(orders), np.concatenate(rows)
+        together = shuffled[begin : begin + PACK_TOGETHER]  # a view: shuffled becomes the order
+        by_length = together[np.argsort(-lengths[together], kind="stable")]
+        row_of_piece = best_fit(lengths[by_length], row_length)
+        together[:] = by_length[np.argsort(row_of_piece, kind="stable")]
+        counts.append(np.bincount(row_of_piece))
+    return shuffled, np.concatenate([[0], np.cumsum(np.concatenate(counts))])
 
 
 def best_fit(lengths, row_length):
-    """Row of each piece: [6, 5, 3, 2] in rows of 8 -> [0, 1, 1, 0]."""
+    """Row of each piece, the longest first: [6, 5, 3, 2] in rows of 8 -> [0, 1, 1, 0].
+
+    All pieces of one length at a time: a row with room for several of them takes them one after another.
+    """
     rows_with = [[] for _ in range(row_length + 1)]  # by free positions
-    free_sizes = 0                                   # bit n is set where rows_with[n] is not empty
-    row_of_piece, count = [], 0
-    for length in lengths:
-        fitting = free_sizes >> length
-        if fitting:
-            free = length + (fitting & -fitting).bit_length() - 1
-            row = rows_with[free].pop()
-            if not rows_with[free]:
-                free_sizes ^= 1 << free
-        else:
-            row, free = count, row_length
-            count += 1
-        row_of_piece.append(row)
-        left = free - length
-        if left:
-            rows_with[left].append(row)
-            free_sizes |= 1 << left
-    return np.array(row_of_piece)
+    row_of_piece, done, count = np.empty(len(lengths), dtype=np.int32), 0, 0
+    sizes, of_size = np.unique(-lengths, return_counts=True)
+    for length, left in zip((-sizes).tolist(), of_size.tolist()):
+        free = length
+        while left:
+            while free < row_length and not rows_with[free]:
+                free += 1
+            each = free // length
+            wanted = -(-left // each)
+            if free < row_length:
+                rows = rows_with[free][-wanted:][::-1]
+                del rows_with[free][-wanted:]
+            else:  # no row has room: new ones
+                rows = list(range(count, count + wanted))
+                count += wanted
+            placed = min(left, each * len(rows))
+            row_of_piece[done : done + placed] = np.repeat(np.array(rows, dtype=np.int32), each)[:placed]
+            in_last = placed - each * (len(rows) - 1)
+            rows_with[free - each * length] += rows[:-1]
+            rows_with[free - in_last * length].append(rows[-1])
+            done, left = done + placed, left - placed
+    return row_of_piece
 
 
 def load_rows(config, tokenizer, kind):
@@ -631,19 +671,24 @@ def load_rows(config, tokenizer, kind):
     Validation rows give every graded token the weight 1, so that perplexity and bits per byte mean what they say.
     """
     cache = open_cache(config.data_path, tokenizer, kind, config.skip_bad_lines, config.cache_dir)
-    documents = np.random.default_rng(config.seed).permutation(len(cache))
     if config.val_path:
         val_cache = open_cache(config.val_path, tokenizer, kind, config.skip_bad_lines, config.cache_dir)
-        val_documents = np.arange(len(val_cache))
+        documents, val_documents = np.arange(len(cache), dtype=np.int32), np.arange(len(val_cache))
     else:
         if len(cache) < 2:
             raise ValueError(f"{config.data_path}: found 1 document, expected at least 2 (one is held out): or pass --val_path")
-        sizes = np.diff(cache.ends, prepend=0)[documents]
-        held_out = int(np.searchsorted(np.cumsum(sizes), HELD_OUT_TOKENS))
-        held_out = max(1, min(held_out, int(len(cache) * HELD_OUT_SHARE)))
-        val_cache, val_documents, documents = cache, documents[:held_out], documents[held_out:]
-    rows = PackedRows(cache, np.sort(documents), config.max_seq_len, config.seed, config.tag_weight)
-    return rows, PackedRows(val_cache, np.sort(val_documents), config.max_seq_len, config.seed)
+        val_cache, (documents, val_documents) = cache, hold_out(cache, config.seed)
+    rows = PackedRows(cache, documents, config.max_seq_len, config.seed, config.tag_weight)
+    return rows, PackedRows(val_cache, val_documents, config.max_seq_len, config.seed)
+
+
+def hold_out(cache, seed):
+    """(documents to learn from, documents to validate on): the latter about HELD_OUT_TOKENS, and few of a small file."""
+    most = max(1, int(len(cache) * HELD_OUT_SHARE))
+    drawn = np.random.default_rng(seed).choice(len(cache), min(most, HELD_OUT_TOKENS), replace=False)
+    starts, ends = cache.spans(drawn)
+    held_out = np.sort(drawn[: max(1, np.searchsorted(np.cumsum(ends - starts), HELD_OUT_TOKENS))])
+    return np.delete(np.arange(len(cache), dtype=np.int32), held_out), held_out
 
 
 # ---- the lens ----

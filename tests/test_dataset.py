@@ -8,6 +8,7 @@ from conftest import conversation, write_jsonl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import dataset
 from dataset import (
     BOS,
     CONTROL_TOKENS,
@@ -36,7 +37,9 @@ def hugging_face(tokenizer):
 
 
 def encode(tokenizer, record):
-    return encode_records(tokenizer, [record])[0]
+    ids, grades, lengths = encode_records(tokenizer, [record])
+    assert lengths.tolist() == [len(ids)]
+    return ids.tolist(), grades.tolist()
 
 
 # ---- tokenizer ----
@@ -271,20 +274,40 @@ def test_tokenizer_that_splits_otherwise_gets_a_cache_of_its_own(tokenizer, tmp_
 
 
 def test_best_fit_puts_each_piece_where_least_room_is_left():
-    assert best_fit([6, 5, 3, 2], 8).tolist() == [0, 1, 1, 0]
-    assert best_fit([5, 4, 3, 3, 1], 8).tolist() == [0, 1, 0, 1, 1]
+    assert best_fit(np.array([6, 5, 3, 2]), 8).tolist() == [0, 1, 1, 0]
+    assert best_fit(np.array([5, 4, 3, 3, 1]), 8).tolist() == [0, 1, 0, 1, 1]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=200))
+@settings(deadline=None)
+def test_best_fit_of_all_pieces_of_a_length_equals_one_after_another(lengths):
+    lengths = np.sort(lengths)[::-1]
+    found = best_fit(lengths, 50)
+    rooms = []  # by row
+    for row, length in zip(found, lengths):
+        if row == len(rooms):
+            assert all(room < length for room in rooms)  # a new row only where none has room
+            rooms.append(50)
+        assert rooms[row] == min(room for room in [*rooms, 50] if room >= length)
+        rooms[row] -= length
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(0, 9))
 @settings(deadline=None)
 def test_packing_places_every_piece_once_and_fills_no_row_too_far(lengths, seed):
     lengths = np.array(lengths)
-    order, rows = pack(lengths, 50, seed)
+    order, first_piece = pack(lengths, 50, seed)
     assert sorted(order) == list(range(len(lengths)))
-    assert np.bincount(rows, weights=lengths[order]).max() <= 50
-    assert (np.diff(rows) >= 0).all() and set(rows) == set(range(rows[-1] + 1))
-    first_fit_bound = max(1, np.ceil(1.7 * lengths.sum() / 50))
-    assert rows[-1] + 1 <= first_fit_bound + 1
+    assert first_piece[0] == 0 and first_piece[-1] == len(lengths) and (np.diff(first_piece) > 0).all()
+    assert np.add.reduceat(lengths[order], first_piece[:-1]).max() <= 50
+
+
+def test_pieces_packed_in_several_groups_are_each_placed_once(monkeypatch):
+    monkeypatch.setattr(dataset, "PACK_TOGETHER", 7)
+    lengths = np.arange(1, 51)
+    order, first_piece = pack(lengths, 50, seed=0)
+    assert sorted(order) == list(range(50)) and first_piece[-1] == 50
+    assert np.add.reduceat(lengths[order], first_piece[:-1]).max() <= 50
 
 
 def labels_and_weights(rows):
@@ -333,7 +356,7 @@ def test_an_epoch_has_every_graded_token_of_any_conversations_once(tokenizer, tm
     documents = [[*({"role": r, "content": c} for r, c in turns), {"role": "assistant", "content": reply}] for turns, reply in conversations]
     path = write_jsonl(tmp_path_factory.mktemp("any") / "a.jsonl", [{"conversations": messages} for messages in documents])
     cache = open_cache(path, tokenizer, "conversations")
-    encoded = encode_records(tokenizer, documents)
+    encoded = [encode(tokenizer, messages) for messages in documents]
     graded = [[id for id, grade in zip(*document) if grade] for document in encoded]
     kept = [[id for id, grade in zip(ids[: row_length + 1], grades) if grade] for ids, grades in encoded]
     try:
