@@ -45,11 +45,16 @@ def orthogonalize(matrices, dtype=torch.float32):
 
 
 class Muon(torch.optim.Optimizer):
-    """W -= lr * (0.2 sqrt(max(rows, columns)) * orthogonalize(nesterov momentum) + weight_decay * W)."""
+    """W -= lr * (0.2 sqrt(max(rows, columns)) * orthogonalize(nesterov momentum) + weight_decay * W).
+
+    Where `found_inf`, a tensor, is 1, a step changes nothing, as with PyTorch's fused AdamW: so that an update can be dropped
+    on the device, without waiting for it.
+    """
 
     def __init__(self, matrices, lr, weight_decay, dtype=torch.float32, momentum=0.95):
         super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self.dtype = dtype
+        self.found_inf = None
 
     @torch.no_grad()
     def step(self):
@@ -63,15 +68,19 @@ class Muon(torch.optim.Optimizer):
 
     def update(self, matrices, group, scale):
         """One update of matrices that share a shape."""
-        gradients = [matrix.grad for matrix in matrices]
         momenta = []
         for matrix in matrices:
             state = self.state[matrix]
             if not state:
                 state["momentum"] = torch.zeros_like(matrix)
             momenta.append(state["momentum"])
+        gradients, lr = [matrix.grad for matrix in matrices], group["lr"]
+        if self.found_inf is not None:
+            # moving a momentum towards itself leaves it, whatever the gradient was
+            gradients = [torch.where(self.found_inf > 0, momentum, gradient) for momentum, gradient in zip(momenta, gradients)]
+            lr = lr * (1 - self.found_inf)
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov: the momentum after one more such gradient
-        directions = orthogonalize(torch.stack(ahead), self.dtype).unbind()
-        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_add_(matrices, list(directions), alpha=-group["lr"] * scale)
+        directions = orthogonalize(torch.stack(ahead), self.dtype) * (-lr * scale)
+        torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(matrices, list(directions.unbind()))

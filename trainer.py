@@ -75,10 +75,12 @@ def train(model, rows, config, validation=None, probe=None):
                 stop = run.over_all(torch.tensor(len(stopped))) > 0  # one process's signal stops all at the same step
                 if step % config.log_every == 0 or last:
                     log.line(step)
-                with log.paused():
-                    if validation and (step % config.eval_every == 0 or last):
+                validates = validation and (step % config.eval_every == 0 or last)
+                saves = step % config.save_every == 0 or last or stop
+                with log.paused() if validates or saves else nullcontext():
+                    if validates:
                         log.validation(step, evaluate(run, validation), probe(model) if probe else {})
-                    saved = (step % config.save_every == 0 or last or stop) and run.save(step, log)
+                    saved = saves and run.save(step, log)
                 if last and not saved:
                     raise ValueError(f"step {step}: {run.no_sense()}")
                 if stop:
@@ -108,7 +110,10 @@ class Run:
         muon_dtype = torch.bfloat16 if self.dtype != torch.float32 and has_fast_bf16(device) else torch.float32
         self.optimizers = make_optimizers(model, config.learning_rate, config.weight_decay, muon_dtype)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.step, self.skipped, self.skipped_in_a_row, self.tokens = 0, 0, 0, 0
+        self.step, self.tokens = 0, 0
+        self.dropped = torch.zeros(2, dtype=torch.long, device=device)  # updates: in all, in a row
+        self.scale_is_large = self.scaler.is_enabled()  # fp16's loss scale, when last looked at
+        self.is_asynchronous = device.type == "cuda"
         self.worst_loss = DIVERGED * math.log(model.config.vocab_size)
         self.batches = None
         self.forward = torch.compile(model) if self.compiled else model  # shares its parameters with model
@@ -116,16 +121,16 @@ class Run:
     # ---- one step ----
 
     def take_step(self, step, step_model):
-        """One update. Returns {loss, weight, lr, grad_norm, tokens}: of the whole step, over all processes."""
+        """One update. Returns {loss, weight, lr, grad_norm, tokens}: of the whole step, over all processes.
+
+        loss and grad_norm are tensors: on CUDA nothing here waits for the device, so that its queue never runs dry.
+        """
         if self.batches is None:
             self.batches = iter(self.loader(step))
         micro_batches = [next(self.batches) for _ in range(self.config.accumulation_steps // self.world)]
         sums = torch.tensor([[float(b.weights.sum()), float((b.document_ids > 0).sum())] for b in micro_batches], dtype=torch.float64)
         weight, tokens = self.over_all(sums.sum(0)).tolist()
-        lr = learning_rate(step, self.total_steps, self.warmup_steps, self.config)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        lr = self.set_learning_rate(step)
         loss = torch.zeros((), device=self.device)
         for number, batch in enumerate(micro_batches, 1):
             is_last = number == len(micro_batches)
@@ -134,32 +139,52 @@ class Run:
                 # DistributedDataParallel divides the sum of the gradients by the number of processes
                 self.scaler.scale(part * self.world).backward()
             loss += part.detach()
-        loss = float(self.over_all(loss.cpu()))
+        loss = self.over_all(loss)
         grad_norm = self.update(loss)
-        if self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
-            self.give_up(step, micro_batches, loss, grad_norm)
         self.step = step
         self.tokens += int(tokens)
+        if not self.is_asynchronous or step % self.config.log_every == 0:
+            self.scale_is_large = self.scaler.is_enabled() and self.scaler.get_scale() > 1
+            if self.skipped_in_a_row > MOST_SKIPPED_IN_A_ROW:
+                self.give_up(step, micro_batches, float(loss), float(grad_norm))
         return {"loss": loss, "weight": weight, "lr": lr, "grad_norm": grad_norm, "tokens": int(tokens)}
+
+    def set_learning_rate(self, step):
+        lr = learning_rate(step, self.total_steps, self.warmup_steps, self.config)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+        return lr
 
     def update(self, loss):
         """Clip and apply the gradients, or drop them if they make no sense. Returns their norm before clipping."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip))
-        loss_makes_sense = math.isfinite(loss) and loss < self.worst_loss
-        if loss_makes_sense and math.isfinite(grad_norm):
-            for optimizer in self.optimizers:
-                self.scaler.step(optimizer)
-            self.skipped_in_a_row = 0
-        else:
-            self.skipped += 1
-            # a loss scale that is still too large is how fp16 finds its range, not a failure
-            finds_range = self.scaler.is_enabled() and self.scaler.get_scale() > 1
-            self.skipped_in_a_row += not (loss_makes_sense and finds_range)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        loss_makes_sense = torch.isfinite(loss) & (loss < self.worst_loss)
+        applies = loss_makes_sense & torch.isfinite(grad_norm)
+        for optimizer in self.optimizers:
+            if self.is_asynchronous:
+                optimizer.found_inf = (~applies).float()  # the device decides whether the step changes anything
+                optimizer.step()
+            elif applies:
+                optimizer.step()
+        # a loss scale that is still too large is how fp16 finds its range, not a failure
+        fails = ~loss_makes_sense if self.scale_is_large else ~applies
+        self.dropped[0] += ~applies
+        self.dropped[1] = torch.where(applies, 0, self.dropped[1] + fails)
         self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         return grad_norm
+
+    @property
+    def skipped(self):
+        """Updates dropped so far. To ask for this or `skipped_in_a_row` is to wait for the device."""
+        return int(self.dropped[0])
+
+    @property
+    def skipped_in_a_row(self):
+        return int(self.dropped[1])
 
     def give_up(self, step, micro_batches, loss, grad_norm):
         """Leave what tools/replay.py needs to repeat the step, then raise ValueError with what is known of it."""
@@ -200,12 +225,15 @@ class Run:
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             return model(batch.input_ids, mask, batch.labels, batch.weights)
 
+    def wait(self):
+        """Until the device has done all that it was told to: a clock read before would not count it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def over_all(self, tensor):
-        """The sum over all processes."""
+        """The sum over all processes, of numbers of the host or of the device."""
         if self.world > 1:
-            on_device = tensor.to(self.device if self.device.type == "cuda" else "cpu")
-            dist.all_reduce(on_device)
-            tensor = on_device.cpu()
+            dist.all_reduce(tensor)
         return tensor
 
     def wrap(self):
@@ -293,7 +321,8 @@ class Run:
             optimizer.load_state_dict(stored)
         self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"])
-        self.step, self.tokens, self.skipped = state["step"], state["tokens"], state["skipped"]
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.dropped[0] = state["skipped"]
         log.restore(state["log"])
         log.say(f"{'finished' if state['finished'] else 'resumed'}: {self.config.out_dir} is at step {self.step}/{self.total_steps}")
         before = state.get("processes", self.world)
@@ -424,7 +453,7 @@ def processes(config):
     device = pick_device(f"cuda:{local_rank}" if name.startswith("cuda") else name)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" and dist.is_nccl_available() else "gloo")
     rank = dist.get_rank()
     try:
         yield rank, dist.get_world_size(), device
@@ -519,19 +548,21 @@ class Log:
     def line(self, step):
         """The interval's mean loss and its speed; both start anew afterwards."""
         run = self.run
+        run.wait()
+        skipped, grad_norm = run.skipped, float(self.measured["grad_norm"])
         seconds = time.perf_counter() - self.interval_start
         self.seconds += seconds
         steps = len(self.losses)
-        finite = [(loss, weight) for loss, weight in self.losses if math.isfinite(loss)]
+        finite = [(loss, weight) for loss, weight in self.step_losses() if math.isfinite(loss)]
         left_in_epoch = min(-step % run.steps_per_epoch, run.total_steps - step)  # max_steps may end the run first
         metrics = {
             "step": step,
             "epoch": (step - 1) // run.steps_per_epoch + 1,
             "loss": sum(loss * weight for loss, weight in finite) / sum(weight for _, weight in finite) if finite else None,
             "lr": self.measured["lr"],
-            "grad_norm": self.measured["grad_norm"] if math.isfinite(self.measured["grad_norm"]) else None,
+            "grad_norm": grad_norm if math.isfinite(grad_norm) else None,
             "tokens": run.tokens,
-            "skipped": run.skipped,
+            "skipped": skipped,
             "seconds": self.seconds,
             "tokens_per_second": self.tokens / seconds,
             "epoch_minutes_left": left_in_epoch * seconds / steps / 60,
@@ -539,13 +570,17 @@ class Log:
         share = self.flops_share(self.tokens / seconds)
         text = (
             f"step {step}/{run.total_steps} | loss {metrics['loss'] if finite else math.nan:.4f} | lr {metrics['lr']:.2e} | "
-            f"grad {self.measured['grad_norm']:.2f} | {short_count(metrics['tokens_per_second'])} tok/s | "
+            f"grad {grad_norm:.2f} | {short_count(metrics['tokens_per_second'])} tok/s | "
             + (f"MFU {share:.1%} | " if share else "")
             + f"{(run.total_steps - step) * seconds / steps / 60:.1f} min left"
-            + (f" | {run.skipped} skipped" if run.skipped else "")
+            + (f" | {skipped} skipped" if skipped else "")
         )
         self.write({**metrics, "mfu": share} if share else metrics, text)
         self.losses, self.tokens, self.interval_start = [], 0, time.perf_counter()
+
+    def step_losses(self):
+        """[(loss, weight)] of the interval's steps, as numbers."""
+        return [(float(loss), weight) for loss, weight in self.losses]
 
     def validation(self, step, measured, probed):
         text = f"step {step}/{self.run.total_steps} | val_loss {measured['val_loss']:.4f} | val_ppl {measured['val_ppl']:.2f} | val_bpb {measured['val_bpb']:.4f}"
@@ -555,6 +590,7 @@ class Log:
     @contextmanager
     def paused(self):
         """Time spent inside does not count against the speed of training."""
+        self.run.wait()
         self.interval_seconds = time.perf_counter() - self.interval_start
         yield
         self.interval_start = time.perf_counter() - self.interval_seconds
@@ -582,7 +618,7 @@ class Log:
 
     def state(self):
         """What a resumed run needs to write the same lines: the losses of an unfinished interval, and the last metrics."""
-        return {"losses": self.losses, "tokens": self.tokens, "last": self.last, "seconds": self.seconds, "interval_seconds": self.interval_seconds}
+        return {"losses": self.step_losses(), "tokens": self.tokens, "last": self.last, "seconds": self.seconds, "interval_seconds": self.interval_seconds}
 
     def restore(self, state):
         """Take over the state, and cut metrics.jsonl back to the step that it belongs to."""

@@ -116,7 +116,7 @@ def run_with_gradients(rows, config, **changes):
 @pytest.mark.parametrize("grad_clip, expected", [(2.0, 2.0), (7.0, 5.0)])
 def test_gradients_longer_than_grad_clip_are_shortened_to_it(grad_clip, expected, rows, config):
     run = run_with_gradients(rows, config, grad_clip=grad_clip)
-    assert run.update(1.0) == pytest.approx(5.0, rel=1e-4)  # as it was before clipping
+    assert float(run.update(torch.tensor(1.0))) == pytest.approx(5.0, rel=1e-4)  # as it was before clipping
     assert float(gradients_of(run).norm()) == pytest.approx(expected, rel=1e-4)
 
 
@@ -124,8 +124,26 @@ def test_infinite_gradient_of_a_finite_loss_is_skipped(rows, config):
     run = run_with_gradients(rows, config)
     before = weights_of(run.model)
     run.model.lm_head.weight.grad[0, 0] = math.inf
-    assert run.update(1.0) == math.inf
+    assert run.update(torch.tensor(1.0)) == math.inf
     assert torch.equal(weights_of(run.model), before) and run.skipped == run.skipped_in_a_row == 1
+
+
+@pytest.mark.parametrize("planted", [math.nan, math.inf])
+def test_update_dropped_on_the_device_changes_nothing_and_those_around_it_are_as_ever(planted, rows, config):
+    runs = [run_with_gradients(rows, config) for _ in range(2)]
+    runs[1].is_asynchronous = True  # as on CUDA: the optimizers are told by a tensor
+    for run in runs:
+        for loss in (1.0, 1.0, math.nan, 1.0):
+            gradients = [parameter.grad.clone() for parameter in run.model.parameters()]
+            before = weights_of(run.model)
+            if math.isnan(loss):
+                run.model.model.layers[0].mlp.up_proj.weight.grad[0, 0] = planted
+            run.update(torch.tensor(loss))
+            assert torch.equal(weights_of(run.model), before) == math.isnan(loss)
+            for parameter, gradient in zip(run.model.parameters(), gradients):
+                parameter.grad = gradient
+        assert (run.skipped, run.skipped_in_a_row) == (1, 0)
+    torch.testing.assert_close(*(weights_of(run.model) for run in runs), rtol=1e-6, atol=1e-7)
 
 
 def test_training_masks_the_documents_of_a_row_from_each_other(rows, config):
@@ -462,12 +480,12 @@ def test_diverged_loss_counts_in_fp16_and_infinite_gradients_of_a_sane_one_do_no
     monkeypatch.setattr(trainer, "pick_dtype", lambda name, device: torch.float16)
     run = run_with_gradients(rows, config)
     run.scaler.scale(torch.ones(()))  # as a step's loss would be
-    run.update(run.worst_loss)
+    run.update(torch.tensor(run.worst_loss))
     assert (run.skipped, run.skipped_in_a_row) == (1, 1)
     run = run_with_gradients(rows, config)
     run.scaler.scale(torch.ones(()))
     run.model.lm_head.weight.grad[0, 0] = math.inf
-    run.update(1.0)
+    run.update(torch.tensor(1.0))
     assert (run.skipped, run.skipped_in_a_row) == (1, 0)
 
 
