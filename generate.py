@@ -68,18 +68,54 @@ def stream(model, prompts, sampling):
     cache = KVCache(config, len(prompts), length, device, model.lm_head.weight.dtype)
     padded = [[config.pad_token_id] * (longest - len(prompt)) + prompt for prompt in prompts]
     documents = [[PADDING] * (longest - len(prompt)) + [PROMPT] * len(prompt) for prompt in prompts]
-    ids, documents = torch.tensor(padded, device=device), torch.tensor(documents, device=device)
-    one_more = torch.full((len(prompts), 1), PROMPT, device=device)
+    has_padding = min(map(len, prompts)) < longest
+    mask = cache.mask(longest, torch.tensor(documents, device=device) if has_padding else None)
+    logits = model(torch.tensor(padded, device=device), mask, cache=cache, last_only=True)[:, -1]  # (B, V)
     generator = torch.Generator(device).manual_seed(sampling.seed)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    for _ in range(longest, length):
-        logits = model(ids, cache.mask(documents), cache=cache, last_only=True)[:, -1]  # (B, V)
+    decode = CapturedDecoding(model, cache) if device.type == "cuda" else Decoding(model, cache)
+    for position in range(longest, length):
         next_ids = sample(logits, sampling, generator).masked_fill(ended, config.eos_token_id)
-        yield next_ids.tolist()
         ended |= next_ids == config.eos_token_id
-        if ended.all():
+        ids = next_ids.tolist()
+        yield ids
+        if position + 1 == length or set(ids) == {config.eos_token_id}:
             return
-        ids, documents = next_ids[:, None], one_more
+        logits = decode(next_ids[:, None])
+
+
+class Decoding:
+    """One more token for each sequence in a cache: ids (B, 1) -> logits (B, V)."""
+
+    def __init__(self, model, cache):
+        self.model, self.cache = model, cache
+
+    def __call__(self, ids):
+        return self.model(ids, cache=self.cache, last_only=True)[:, -1]
+
+
+class CapturedDecoding(Decoding):
+    """The same, recorded once as a CUDA graph and replayed: one launch a token, where some 300 kernels keep the card waiting."""
+
+    def __init__(self, model, cache):
+        super().__init__(model, cache)
+        cache.fix()
+        self.ids = torch.zeros_like(cache.document_ids[:, :1])
+        before = torch.cuda.Stream()
+        before.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(before):  # libraries set themselves up in the first calls, which cannot be recorded
+            for _ in range(2):
+                super().__call__(self.ids)
+        torch.cuda.current_stream().wait_stream(before)
+        cache.at -= 2
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.logits = super().__call__(self.ids)
+
+    def __call__(self, ids):
+        self.ids.copy_(ids)
+        self.graph.replay()
+        return self.logits
 
 
 def batches_of_like_length(lengths, room, batch_size):

@@ -38,17 +38,19 @@ class RMSNorm(nn.Module):
 
 
 def rope_tables(length, head_dim, theta):
-    """cos and sin of position * theta^(-2i/D), each (length, D), its halves equal (Su et al. 2021, arXiv:2104.09864)."""
+    """cos and sin of position * theta^(-2i/D), each (length, D) (Su et al. 2021, arXiv:2104.09864), as `rotate` wants them.
+
+    The halves of cos are equal; those of sin are opposite, since the first half of a turned pair subtracts.
+    """
     frequencies = theta ** (-torch.arange(0, head_dim, 2).float() / head_dim)  # (D/2)
     angles = torch.outer(torch.arange(length).float(), frequencies)            # (length, D/2)
-    angles = torch.cat([angles, angles], dim=-1)                               # (length, D)
-    return angles.cos(), angles.sin()
+    return torch.cat([angles.cos(), angles.cos()], dim=-1), torch.cat([-angles.sin(), angles.sin()], dim=-1)
 
 
 def rotate(x, cos, sin):
-    """Rotate each pair (x[i], x[i + D/2]) by its position's angle. x (B, heads, T, D); cos and sin (T, D)."""
-    first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cos + torch.cat([-second, first], dim=-1) * sin).type_as(x)
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle. x (B, heads, T, D); cos and sin (T, D)."""
+    swapped = x.float().roll(x.shape[-1] // 2, dims=-1)
+    return (x.float() * cos + swapped * sin).type_as(x)
 
 
 def document_mask(document_ids, in_blocks=False):
@@ -70,19 +72,23 @@ def document_mask(document_ids, in_blocks=False):
 def attention(q, k, v, mask=None):
     """softmax(q k^T / sqrt(D)) v with the fastest kernel for the mask's kind.
 
-    q (B, H, T, D), k and v (B, K, S, D); mask None (causal, T = S), a boolean mask (B or 1, 1, T, S) or a BlockMask.
-    Returns (B, H, T, D).
+    q (B, H, T, D), k and v (B, K, S, D); mask None (causal, T = S, or one query that sees all), a boolean mask
+    (B or 1, 1, T, S) or a BlockMask. Returns (B, H, T, D).
     """
     if isinstance(mask, BlockMask):
         return flex_attention(q, k, v, block_mask=mask, enable_gqa=k.shape[1] < q.shape[1])
     if k.shape[1] < q.shape[1]:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (B, H, S, D)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and q.shape[2] > 1)
 
 
 class KVCache:
-    """Keys and values of the positions seen so far, in memory that is taken once: per layer (B, K, length, D)."""
+    """Keys and values of the positions seen so far, in memory that is taken once: per layer (B, K, length, D).
+
+    After `fix()` it takes one position at a time, and what is done with it is the same operations on the same memory each
+    time, its length and place being data: only so can a step be recorded as a CUDA graph.
+    """
 
     def __init__(self, config, batch, length, device, dtype=torch.float32):
         if length > config.max_position_embeddings:
@@ -90,24 +96,66 @@ class KVCache:
         shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.document_ids = torch.zeros(batch, length, dtype=torch.long, device=device)
+        self.document_ids = torch.ones(batch, length, dtype=torch.long, device=device)
+        self.has_documents = False
+        self.length = length
         self.used = 0
+        self.at = None  # once fixed, the next position (1)
+
+    def fix(self):
+        self.at = torch.tensor([self.used], device=self.keys.device)
+
+    def next(self, T):
+        """Where the next T positions are: an index for a dimension of size `length`."""
+        return slice(self.used, self.used + T) if self.at is None else self.at
+
+    def end(self, T):
+        return self.used + T if self.at is None else self.length
+
+    def advance(self, T):
+        self.used += T
+        if self.at is not None:
+            self.at += T
 
     def append(self, layer, k, v):
-        """Store k and v (B, K, T, D) after the `used` positions; returns all keys and values so far (B, K, S, D)."""
-        end = self.used + k.shape[2]
-        self.keys[layer, :, :, self.used : end] = k
-        self.values[layer, :, :, self.used : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        """Store k and v (B, K, T, D) after the positions used; returns all keys and values so far (B, K, S, D)."""
+        T = k.shape[2]
+        self.keys[layer][:, :, self.next(T)] = k
+        self.values[layer][:, :, self.next(T)] = v
+        return self.keys[layer][:, :, : self.end(T)], self.values[layer][:, :, : self.end(T)]
 
-    def mask(self, document_ids):
-        """Store the ids (B, T) of the positions to come; returns what these may see, a boolean mask (B, 1, T, S)."""
-        end = self.used + document_ids.shape[1]
-        self.document_ids[:, self.used : end] = document_ids
-        query = torch.arange(self.used, end, device=document_ids.device)
-        key = torch.arange(end, device=document_ids.device)
-        same = document_ids[:, :, None] == self.document_ids[:, None, :end]  # (B, T, S)
-        return (same & (query[:, None] >= key))[:, None]                     # (B, 1, T, S)
+    def mask(self, T, document_ids=None):
+        """What the next T positions, of the documents (B, T) or all of document 1, may see.
+
+        A boolean mask (B, 1, T, S), or None where that says the same.
+        """
+        if document_ids is not None:
+            self.has_documents = True
+            self.document_ids[:, self.next(T)] = document_ids
+        if not self.has_documents and self.at is None and (T == 1 or self.used == 0):
+            return None
+        positions = torch.arange(self.length, device=self.keys.device)
+        query, key = positions[self.next(T)], positions[: self.end(T)]
+        document = self.document_ids[:, self.next(T)]
+        same = document[:, :, None] == self.document_ids[:, None, : self.end(T)]  # (B, T, S)
+        return (same & (query[:, None] >= key))[:, None]                          # (B, 1, T, S)
+
+
+class Linear(nn.Linear):
+    """A matrix. One vector at a time, as in decoding on a CPU, is multiplied by bands of its rows together.
+
+    The kernel for one matrix and one vector runs on one core there; that for a batch of them runs on all.
+    """
+
+    def __init__(self, inputs, outputs):
+        super().__init__(inputs, outputs, bias=False)
+        self.bands = math.gcd(outputs, 16)
+
+    def forward(self, x):
+        if x.numel() > self.in_features or x.device.type != "cpu" or torch.is_grad_enabled():
+            return super().forward(x)
+        vectors = x.reshape(1, 1, -1).expand(self.bands, 1, -1)                             # (bands, 1, inputs)
+        return torch.bmm(vectors, self.weight.unflatten(0, (self.bands, -1)).mT).reshape(*x.shape[:-1], -1)
 
 
 class Attention(nn.Module):
@@ -118,10 +166,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         C, D = config.hidden_size, config.head_dim
-        self.q_proj = nn.Linear(C, config.num_attention_heads * D, bias=False)
-        self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=False)
-        self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=False)
-        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=False)
+        self.q_proj = Linear(C, config.num_attention_heads * D)
+        self.k_proj = Linear(C, config.num_key_value_heads * D)
+        self.v_proj = Linear(C, config.num_key_value_heads * D)
+        self.o_proj = Linear(config.num_attention_heads * D, C)
 
     def forward(self, x, cos, sin, mask, cache):
         B, T, _ = x.shape
@@ -140,9 +188,9 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -174,14 +222,14 @@ class Decoder(nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def forward(self, input_ids, mask, cache):
-        start = cache.used if cache is not None else 0
-        end = start + input_ids.shape[1]
-        cos, sin = self.cos[start:end], self.sin[start:end]  # (T, D)
-        x = self.embed_tokens(input_ids)                     # (B, T, C)
+        T = input_ids.shape[1]
+        where = slice(0, T) if cache is None else cache.next(T)
+        cos, sin = self.cos[where], self.sin[where]  # (T, D)
+        x = self.embed_tokens(input_ids)             # (B, T, C)
         for layer in self.layers:
             x = layer(x, cos, sin, mask, cache)
         if cache is not None:
-            cache.used = end
+            cache.advance(T)
         return self.norm(x)
 
 
@@ -192,7 +240,7 @@ class WeakWater(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         for name, parameter in self.named_parameters():
@@ -212,7 +260,7 @@ class WeakWater(nn.Module):
         The sum, not the mean: what it is to be divided by is the weight of the whole step, which one batch cannot know.
         """
         if cache is not None and mask is None:
-            mask = cache.mask(torch.ones_like(input_ids))
+            mask = cache.mask(input_ids.shape[1])
         hidden = self.model(input_ids, mask, cache)  # (B, T, C)
         if labels is None:
             return self.lm_head(hidden[:, -1:] if last_only else hidden)  # (B, T or 1, V)

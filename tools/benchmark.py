@@ -132,7 +132,7 @@ def measure_train(args):
 
 
 def measure_generate(args):
-    """{prefill and decode tokens per second, one prompt and TOGETHER of them}; the median of four after one to warm up."""
+    """{prefill and decode tokens per second, one prompt and TOGETHER of them}; medians, after one to warm up."""
     device = pick_device(args.device)
     shape = LLMConfig.preset(args.preset)
     torch.manual_seed(0)
@@ -146,8 +146,8 @@ def measure_generate(args):
         model = Peer(shape).llama[0].to(device).eval()
         run = partial(generate_theirs, model, device)
     result = {}
-    for name, prompts in (("", [prompt]), ("batched_", [prompt] * TOGETHER)):
-        timings = [(run(prompts, 1), run(prompts, NEW_TOKENS)) for _ in range(5)][1:]
+    for name, prompts, times in (("", [prompt], 4), ("batched_", [prompt] * TOGETHER, 2)):
+        timings = [(run(prompts, 1), run(prompts, NEW_TOKENS)) for _ in range(1 + times)][1:]
         prefill = statistics.median(first for first, _ in timings)
         decode = statistics.median(both for _, both in timings) - prefill
         result[f"{name}prefill_tokens_per_second"] = len(prompts) * PROMPT_TOKENS / prefill
