@@ -159,6 +159,7 @@ class TrainConfig:
     eval_every: int = flag(250, "steps between two validations")
     save_every: int = flag(500, "steps between two checkpoints")
     resume: bool = flag(False, "go on from the last checkpoint in out_dir, if there is one")
+    dry_run: bool = flag(False, "check data, disk and memory, time a few steps, say how long it will take, and leave nothing behind")
     skip_bad_lines: bool = flag(False, "skip and count lines that cannot be used, instead of stopping")
     use_wandb: bool = flag(False, "also log to Weights & Biases")
 

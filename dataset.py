@@ -365,21 +365,35 @@ def open_cache(path, tokenizer, kind, skip_bad_lines=False, cache_dir=""):
     path = check_file(path)
     if len(tokenizer) > 2**16:
         raise ValueError(f"{tokenizer.folder}: found {len(tokenizer)} tokens, the cache holds ids below {2**16}")
-    state = path.stat()
-    key = [str(path.resolve()), state.st_size, state.st_mtime_ns, tokenizer.fingerprint, DEFAULT_SYSTEM, ENCODER_VERSION, kind]
-    name = f"{path.name}.{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.cache"
-    parent = Path(cache_dir) if cache_dir else path.parent
-    folder = parent / name
+    folder = cache_folder(path, tokenizer, kind, cache_dir)
     if not folder.is_dir():
-        parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(parent, os.W_OK):
-            raise ValueError(f"{parent} cannot be written: pass --cache_dir with a folder for the tokens of {path.name}")
-    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK):
+            raise ValueError(f"{folder.parent} cannot be written: pass --cache_dir with a folder for the tokens of {path.name}")
         build_cache(path, tokenizer, kind, skip_bad_lines, folder)
     cache = TokenCache(folder, tokenizer)
     bad = cache.about["bad_lines"]
     if bad and not skip_bad_lines:
         raise ValueError(f"{path}:{bad[0][0]}: {bad[0][1]}")
+    return cache
+
+
+def cache_folder(path, tokenizer, kind, cache_dir=""):
+    """Where the cache of a file is, or will be; another place when the file, the tokenizer or the encoder changes."""
+    state = path.stat()
+    key = [str(path.resolve()), state.st_size, state.st_mtime_ns, tokenizer.fingerprint, DEFAULT_SYSTEM, ENCODER_VERSION, kind]
+    name = f"{path.name}.{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.cache"
+    return (Path(cache_dir) if cache_dir else path.parent) / name
+
+
+def open_passing_cache(path, tokenizer, kind, skip_bad_lines=False, cache_dir=""):
+    """`open_cache` for a dry run: a cache that is not there yet is made in a folder that goes when the program ends."""
+    path = check_file(path)
+    if cache_folder(path, tokenizer, kind, cache_dir).is_dir():
+        return open_cache(path, tokenizer, kind, skip_bad_lines, cache_dir)
+    folder = tempfile.TemporaryDirectory(prefix="dry_run_", dir=cache_dir or None, ignore_cleanup_errors=True)
+    cache = open_cache(path, tokenizer, kind, skip_bad_lines, folder.name)
+    cache.temporary_folder = folder  # lives as long as the cache
     return cache
 
 
@@ -670,9 +684,10 @@ def load_rows(config, tokenizer, kind):
 
     Validation rows give every graded token the weight 1, so that perplexity and bits per byte mean what they say.
     """
-    cache = open_cache(config.data_path, tokenizer, kind, config.skip_bad_lines, config.cache_dir)
+    open_ = open_passing_cache if config.dry_run else open_cache
+    cache = open_(config.data_path, tokenizer, kind, config.skip_bad_lines, config.cache_dir)
     if config.val_path:
-        val_cache = open_cache(config.val_path, tokenizer, kind, config.skip_bad_lines, config.cache_dir)
+        val_cache = open_(config.val_path, tokenizer, kind, config.skip_bad_lines, config.cache_dir)
         documents, val_documents = np.arange(len(cache), dtype=np.int32), np.arange(len(val_cache))
     else:
         if len(cache) < 2:

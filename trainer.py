@@ -31,6 +31,7 @@ from tqdm import tqdm
 
 from Config import LLMConfig, named_disk_errors, write_atomically
 from dataset import Batch, check_vocabulary, count_kinds
+from dry_run import dry_run
 from model import document_mask, has_fast_bf16, pick_device
 from optimizer import make_optimizers
 
@@ -47,7 +48,7 @@ PEAK_FLOPS = {  # of dense bf16 matrix products, from the maker's data sheets
 TIMED_METRICS = ("seconds", "tokens_per_second", "epoch_minutes_left", "mfu")  # those that no two runs share
 MAY_DIFFER_ON_RESUME = {  # flags that change neither the weights nor the order of the data
     "val_path", "tokenizer", "preset", "init_from", "out_dir", "cache_dir", "device", "compile", "num_workers",
-    "log_every", "eval_every", "save_every", "resume", "skip_bad_lines", "use_wandb", "data_path",
+    "log_every", "eval_every", "save_every", "resume", "dry_run", "skip_bad_lines", "use_wandb", "data_path",
 }  # fmt: skip
 
 
@@ -59,6 +60,8 @@ def train(model, rows, config, validation=None, probe=None):
     Ctrl-C and SIGTERM save and leave with the usual exit codes.
     """
     with processes(config) as (rank, world, device):
+        if config.dry_run:
+            return dry_run(lambda changed: Run(model.to(device), rows, changed, rank, world, device), config, validation)
         run = Run(model.to(device), rows, config, rank, world, device)
         log = Log(run)
         if config.resume:
@@ -263,6 +266,29 @@ class Run:
             step_rows = order[begin : begin + self.rows_per_step]
             for number in range(self.rank, accumulate, self.world):
                 yield step_rows[number * size : (number + 1) * size].tolist()
+
+    # ---- what is told ----
+
+    def describe(self):
+        """One line on the model, the data and the steps."""
+        rows, kinds = self.rows, self.rows.cache.about["bad_kinds"]
+        bad_lines = f"{sum(kinds.values())} bad lines" + (f" ({count_kinds(kinds)})" if kinds else "")
+        return (
+            f"{self.config.stage} from {self.config.init_from or 'random weights'}: {self.model.num_parameters():,} parameters on {self.device} in {str(self.dtype).removeprefix('torch.')}"
+            f"{', compiled' if self.compiled else ''} | {len(rows):,} rows of {rows.row_length}, {rows.padding_share:.1%} padding, "
+            f"{rows.truncated} documents truncated, {bad_lines} skipped | "
+            f"{self.total_steps} steps of {self.rows_per_step} rows, {self.warmup_steps} of warm-up"
+        )
+
+    def flops_share(self, tokens_per_second):
+        """The share of the card's matrix arithmetic in use (MFU, Chowdhery et al. 2022, arXiv:2204.02311), None if its peak is unknown."""
+        if self.device.type != "cuda" or self.dtype == torch.float32:
+            return None
+        peak = PEAK_FLOPS.get(torch.cuda.get_device_name(self.device))
+        c = self.model.config
+        matrices = self.model.num_parameters()  # a tied embedding counts once, as the head
+        causal_attention = c.num_hidden_layers * c.hidden_size * self.config.max_seq_len / 2 * 2
+        return tokens_per_second * (6 * matrices + 6 * causal_attention) / (peak * self.world) if peak else None
 
     # ---- what is kept ----
 
@@ -511,7 +537,7 @@ class Log:
         if not run.config.resume:
             self.begin_file()
         self.bar = tqdm(total=run.total_steps, unit="step", disable=None if self.is_first else True, leave=False)
-        self.announce()
+        self.say(run.describe())
 
     def begin_file(self):
         """A new run begins a new file and must not be resumed from the run before, whose files are kept beside it."""
@@ -522,17 +548,6 @@ class Log:
             path = self.path.with_name(name)
             if path.is_file():
                 os.replace(path, path.with_stem(path.stem + ".before"))
-
-    def announce(self):
-        run = self.run
-        rows, kinds = run.rows, run.rows.cache.about["bad_kinds"]
-        bad_lines = f"{sum(kinds.values())} bad lines" + (f" ({count_kinds(kinds)})" if kinds else "")
-        self.say(
-            f"{run.config.stage} from {run.config.init_from or 'random weights'}: {run.model.num_parameters():,} parameters on {run.device} in {str(run.dtype).removeprefix('torch.')}"
-            f"{', compiled' if run.compiled else ''} | {len(rows):,} rows of {rows.row_length}, {rows.padding_share:.1%} padding, "
-            f"{rows.truncated} documents truncated, {bad_lines} skipped | "
-            f"{run.total_steps} steps of {run.rows_per_step} rows, {run.warmup_steps} of warm-up"
-        )
 
     def say(self, text):
         if self.is_first:
@@ -567,7 +582,7 @@ class Log:
             "tokens_per_second": self.tokens / seconds,
             "epoch_minutes_left": left_in_epoch * seconds / steps / 60,
         }
-        share = self.flops_share(self.tokens / seconds)
+        share = run.flops_share(self.tokens / seconds)
         text = (
             f"step {step}/{run.total_steps} | loss {metrics['loss'] if finite else math.nan:.4f} | lr {metrics['lr']:.2e} | "
             f"grad {grad_norm:.2f} | {short_count(metrics['tokens_per_second'])} tok/s | "
@@ -604,17 +619,6 @@ class Log:
             file.write(json.dumps(metrics) + "\n")
         if self.wandb:
             self.wandb.log(metrics, step=metrics["step"])
-
-    def flops_share(self, tokens_per_second):
-        """The share of the card's matrix arithmetic in use (MFU, Chowdhery et al. 2022, arXiv:2204.02311), None if its peak is unknown."""
-        run = self.run
-        if run.device.type != "cuda" or run.dtype == torch.float32:
-            return None
-        peak = PEAK_FLOPS.get(torch.cuda.get_device_name(run.device))
-        c = run.model.config
-        matrices = run.model.num_parameters()  # a tied embedding counts once, as the head
-        causal_attention = c.num_hidden_layers * c.hidden_size * run.config.max_seq_len / 2 * 2
-        return tokens_per_second * (6 * matrices + 6 * causal_attention) / (peak * run.world) if peak else None
 
     def state(self):
         """What a resumed run needs to write the same lines: the losses of an unfinished interval, and the last metrics."""

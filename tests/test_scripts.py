@@ -88,6 +88,18 @@ def test_importing_the_scripts_imports_neither_wandb_nor_modelscope(tmp_path):
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, cwd=tmp_path)
 
 
+def test_dry_run_tells_time_memory_and_disk_and_leaves_nothing(data, tmp_path):
+    run("train_tokenizer.py", "--data_path", data["pretrain"], "--vocab_size", 500, cwd=tmp_path)
+    mine = tmp_path / "mine.jsonl"
+    mine.write_bytes(data["pretrain_val"].read_bytes())
+    before = sorted(tmp_path.rglob("*"))
+    result = run("pretrain.py", "--data_path", mine, *SMALL, "--max_steps", "4", "--dry_run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for expected in ("3 steps of", "4 steps take 0.0", " fits, and up to about ", "GB are free", "Nothing was written"):
+        assert expected in result.stdout, (expected, result.stdout)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_two_processes_train_as_one_does(data, tmp_path):
     run("train_tokenizer.py", "--data_path", data["pretrain"], "--vocab_size", 500, cwd=tmp_path)
     flags = ["--data_path", data["pretrain_val"], "--accumulation_steps", "2", "--batch_size", "3", "--log_every", "1", *SMALL[:2], *SMALL[-4:]]

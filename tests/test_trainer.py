@@ -17,6 +17,7 @@ import model as model_module
 import trainer
 from Config import TrainConfig
 from dataset import Batch, PackedRows, open_cache
+from dry_run import disk_bytes, hours_of_run
 from model import WeakWater
 from optimizer import Muon, make_optimizers, orthogonalize
 from tools.replay import load_step, replay
@@ -385,6 +386,41 @@ def test_stop_signal_saves_and_leaves_with_its_code(rows, config, monkeypatch):
             trained(rows, config)
     assert stop.value.code == 128 + signal.SIGTERM
     assert torch.equal(trained(rows, config, resume=True), whole)
+
+
+# ---- a dry run ----
+
+
+def test_a_dry_run_promises_the_time_of_all_steps_and_validations(rows, config):
+    validation = PackedRows(rows.cache, np.arange(60, 70), 128)
+    run = Run(tiny_model(), rows, replace(config, eval_every=4), 0, 1, torch.device("cpu"))
+    rows_validated = math.ceil(run.total_steps / 4) * len(validation)
+    expected = (run.total_steps * 1800 + rows_validated * 300 / 3) / 3600  # 1800 seconds for 6 rows
+    assert run.rows_per_step == 6 and hours_of_run(run, 1800.0, validation) == pytest.approx(expected)
+
+
+def test_a_dry_run_halves_the_batch_until_it_fits_and_trains_on_equally_many_rows(rows, config, monkeypatch, capsys):
+    loss_sum = Run.loss_sum
+
+    def little_memory(run, model, batch):
+        if len(batch.input_ids) > 2:
+            raise torch.OutOfMemoryError("planted")
+        return loss_sum(run, model, batch)
+
+    monkeypatch.setattr(Run, "loss_sum", little_memory)
+    promised = train(tiny_model(), rows, replace(config, batch_size=8, dry_run=True))
+    said = capsys.readouterr().out
+    assert "--batch_size 8 does not fit" in said and "--batch_size 2 fits" in said and "steps of 16 rows" in said
+    assert promised["hours"] > 0 and not os.path.exists(config.out_dir)
+
+
+def test_a_dry_run_counts_the_states_that_a_checkpoint_will_hold(rows, config):
+    run = Run(tiny_model(), rows, config, 0, 1, torch.device("cpu"))
+    run.take_step(1, run.forward)
+    run.save(1, trainer.Log(run))
+    folder = trainer.Path(config.out_dir)
+    state, model = ((folder / name).stat().st_size for name in ("training_state.pt", "model.safetensors"))
+    assert disk_bytes(run) == pytest.approx(2 * state + model, rel=0.1)
 
 
 # ---- what is not finite ----
