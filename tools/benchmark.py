@@ -35,6 +35,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import model as decoder
+import trainer
 from Config import DEVICES_HELP, DTYPES, LLMConfig, TrainConfig, run_script, write_atomically
 from dataset import ChatTokenizer, PackedRows, detect_kind, load_rows, open_cache
 from generate import Sampling, stream
@@ -44,13 +46,15 @@ from train_tokenizer import sample_lines, save_tokenizer, texts_of, train_tokeni
 from trainer import Run, pick_dtype
 
 CANDIDATES = {
-    "train": ["weakwater", "transformers packed", "transformers padded"],
+    "train": ["weakwater", "transformers eager packed", "transformers eager padded"],
     "generate": ["weakwater", "transformers", "llama.cpp"],
     "start": ["cold", "warm"],
     "tokenize": ["weakwater"],
     "learn": ["weakwater"],
 }
-ON_CUDA = ["weakwater eager", "transformers compiled packed", "transformers compiled padded"]  # more candidates for `train`
+ON_CUDA = [  # more candidates for `train`
+    "weakwater eager", "weakwater whole logits", "weakwater dense mask", "transformers compiled packed", "transformers compiled padded",
+]  # fmt: skip
 PROMPT_TOKENS, NEW_TOKENS, TOGETHER = 256, 128, 32
 WARMUP_STEPS = 2
 
@@ -97,7 +101,11 @@ def measure_train(args):
     shape = LLMConfig.preset(args.preset, vocab_size=len(tokenizer))
     is_ours = args.candidate.startswith("weakwater")
     model = (WeakWater if is_ours else Peer)(shape).to(device)
-    compile = None if args.candidate == "weakwater" else "compiled" in args.candidate
+    compile = None if is_ours and "eager" not in args.candidate else "compiled" in args.candidate
+    if "whole logits" in args.candidate:
+        decoder.LOGITS_AT_ONCE = 2**40
+    if "dense mask" in args.candidate:
+        trainer.document_mask = lambda document_ids, in_blocks: decoder.document_mask(document_ids)
     config = TrainConfig(
         batch_size=args.batch_size, accumulation_steps=args.accumulation_steps, max_seq_len=args.max_seq_len, epochs=1000, dtype=args.dtype,
         device=args.device, compile=compile, num_workers=args.num_workers, out_dir=str(Path(args.cache_dir) / "out"),
@@ -113,7 +121,7 @@ def measure_train(args):
         tokens += measured["tokens"] if step > WARMUP_STEPS else 0
     synchronize(device)
     seconds = time.perf_counter() - start
-    positions = args.steps * run.rows_per_step * args.max_seq_len
+    positions, memory = args.steps * run.rows_per_step * args.max_seq_len, peak_megabytes(device)
     peak = matrix_peak(device, run.dtype)
     flops = 6 * (model.num_parameters() + shape.num_hidden_layers * shape.hidden_size * args.max_seq_len)  # a position, as if all earlier ones were seen half the time
     return {
@@ -123,7 +131,7 @@ def measure_train(args):
         "seconds_per_step": seconds / args.steps,
         "share_of_matrix_peak": positions * flops / seconds / peak,
         "matrix_peak_teraflops": peak / 1e12,
-        "peak_megabytes": peak_megabytes(device),
+        "peak_megabytes": memory,
         "last_loss": float(losses[-1]),
     }
 
@@ -331,10 +339,9 @@ def can_import(name):
     return find_spec(name) is not None
 
 
-def in_a_process(args, candidate):
-    """The result of one candidate, measured by a process of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), *sys.argv[1:], f"--candidate={candidate}"]
-    command += [f"--{name}={getattr(args, name)}" for name in ("data_path", "tokenizer", "cache_dir")]
+def in_a_process(flags, candidate):
+    """The result of one candidate, measured by a process of its own; flags: those of this script."""
+    command = [sys.executable, str(Path(__file__).resolve()), *map(str, flags), f"--candidate={candidate}"]
     result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if result.returncode:
         raise ValueError(f"{candidate} failed: {result.stderr[-2000:]}")
@@ -359,7 +366,8 @@ def compare(args, folder):
     names = candidates(args, device)
     command = " ".join(["python", "tools/benchmark.py", *sys.argv[1:]])
     result = {"what": args.what, "command": command, **about_machine(device), "dtype": str(pick_dtype(args.dtype, device)), "rounds": args.rounds, "candidates": {}}
-    rounds = [{name: in_a_process(args, name) for name in names} for _ in range(args.rounds)]
+    flags = [*sys.argv[1:], *(f"--{name}={getattr(args, name)}" for name in ("data_path", "tokenizer", "cache_dir"))]
+    rounds = [{name: in_a_process(flags, name) for name in names} for _ in range(args.rounds)]
     for name in names:
         shared = [key for key in rounds[0][name] if key in rounds[0][names[0]]]
         found = {key: statistics.median(r[name][key] for r in rounds) for key in rounds[0][name]}
