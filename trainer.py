@@ -156,7 +156,7 @@ class Run:
         lr = learning_rate(step, self.total_steps, self.warmup_steps, self.config)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group.get("rate_scale", 1)
         return lr
 
     def update(self, loss):

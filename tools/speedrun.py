@@ -70,14 +70,14 @@ def adamw_alone(model, config, dtype):
 
 
 def with_adamw(**changes):
-    """Our optimizers, with some of AdamW's settings changed; `embedding_scale` multiplies the embedding's learning rate."""
+    """Our optimizers, with some of AdamW's settings changed; `embedding_scale` and `gain_scale` multiply learning rates."""
 
     def make(model, config, dtype):
         muon, adamw = ours(model, config, dtype)
         for group in adamw.param_groups:
             group.update({name: value for name, value in changes.items() if name in group})
-        adamw.param_groups[0]["rate_scale"] = changes.get("embedding_scale", 1.0)
-        adamw.param_groups[1]["rate_scale"] = changes.get("gain_scale", 1.0)
+        for group, name in zip(adamw.param_groups, ("embedding_scale", "gain_scale")):
+            group["rate_scale"] = changes.get(name, group["rate_scale"])
         return [muon, adamw]
 
     return make
@@ -163,16 +163,11 @@ CHANGES = {
     "AdamW alone, 2e-3": Change({"learning_rate": 2e-3}, optimizers=adamw_alone),
     "AdamW alone, 4e-3": Change({"learning_rate": 4e-3}, optimizers=adamw_alone),
     "AdamW alone, 8e-3": Change({"learning_rate": 8e-3}, optimizers=adamw_alone),
-    "embedding rate x 0.3": Change(optimizers=with_adamw(embedding_scale=0.3)),
-    "embedding rate x 0.5": Change(optimizers=with_adamw(embedding_scale=0.5)),
+    "embedding rate x 1": Change(optimizers=with_adamw(embedding_scale=1.0)),
     "embedding rate x 2": Change(optimizers=with_adamw(embedding_scale=2.0)),
-    "embedding rate x 4": Change(optimizers=with_adamw(embedding_scale=4.0)),
     "embedding rate x 8": Change(optimizers=with_adamw(embedding_scale=8.0)),
-    "embedding rate x 16": Change(optimizers=with_adamw(embedding_scale=16.0)),
-    "rate 4e-3, embedding rate x 4": Change({"learning_rate": 4e-3}, optimizers=with_adamw(embedding_scale=4.0)),
-    "rate 4e-3, embedding rate x 8": Change({"learning_rate": 4e-3}, optimizers=with_adamw(embedding_scale=8.0)),
-    "rate 2e-3, embedding rate x 8": Change({"learning_rate": 2e-3}, optimizers=with_adamw(embedding_scale=8.0)),
-    "rate 1.6e-2, embedding rate x 2": Change({"learning_rate": 1.6e-2}, optimizers=with_adamw(embedding_scale=2.0)),
+    "learning rate 4e-3, embedding rate x 8": Change({"learning_rate": 4e-3}, optimizers=with_adamw(embedding_scale=8.0)),
+    "learning rate 2e-3, embedding rate x 8": Change({"learning_rate": 2e-3}, optimizers=with_adamw(embedding_scale=8.0)),
     "gain rate x 0.3": Change(optimizers=with_adamw(gain_scale=0.3)),
     "embedding not decayed": Change(optimizers=with_adamw(weight_decay=0.0)),
     "AdamW betas 0.8, 0.95": Change(optimizers=with_adamw(betas=(0.8, 0.95))),
