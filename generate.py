@@ -106,10 +106,10 @@ class CapturedDecoding(Decoding):
         with torch.cuda.stream(before):  # libraries set themselves up in the first calls, which cannot be recorded
             for _ in range(2):
                 super().__call__(self.ids)
+                cache.at -= 1  # as if it had not been: the next call writes the same position anew
         torch.cuda.current_stream().wait_stream(before)
-        cache.at -= 2
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # another thread may be pinning batches
             self.logits = super().__call__(self.ids)
 
     def __call__(self, ids):
