@@ -391,7 +391,8 @@ def open_passing_cache(path, tokenizer, kind, skip_bad_lines=False, cache_dir=""
     path = check_file(path)
     if cache_folder(path, tokenizer, kind, cache_dir).is_dir():
         return open_cache(path, tokenizer, kind, skip_bad_lines, cache_dir)
-    folder = tempfile.TemporaryDirectory(prefix="dry_run_", dir=cache_dir or None, ignore_cleanup_errors=True)
+    there = [folder for folder in (Path(cache_dir) if cache_dir else path.parent, Path(tempfile.gettempdir())) if os.access(folder, os.W_OK)]
+    folder = tempfile.TemporaryDirectory(prefix="dry_run_", dir=there[0] if there else None, ignore_cleanup_errors=True)
     cache = open_cache(path, tokenizer, kind, skip_bad_lines, folder.name)
     cache.temporary_folder = folder  # lives as long as the cache
     return cache
@@ -550,7 +551,7 @@ class PackedRows(torch.utils.data.Dataset):
     """Documents of a cache packed into rows of `row_length` positions, as few as best fit finds.
 
     A text longer than a row is cut into *pieces* that together have each of its labels once. A conversation longer than a
-    row is truncated at the row's end; `truncated` counts those. Memory is some 20 bytes a document, whatever its length.
+    row is truncated at the row's end; `truncated` counts those. Memory is some 20 bytes a document and 16 a piece.
     """
 
     def __init__(self, cache, documents, row_length, seed=0, tag_weight=1.0):

@@ -4,10 +4,10 @@ Memory is taken to grow with the rows of a micro-batch: weights, gradients and o
 divided by the rows that were measured.
 """
 
-import os
+import gc
 import shutil
-import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,40 +17,54 @@ STEPS, MOST_SECONDS = 20, 120  # timed after one step that is not: it compiles, 
 SPARE = 0.9                    # of the memory: the rest is lost between allocations
 
 
-def dry_run(make_run, config, validation):
+def dry_run(make_run, config, validation, has_probe=False):
     """Print what the run of `config` (a TrainConfig) will take; returns it as a dictionary.
 
     make_run: a function TrainConfig -> Run. Raises ValueError where the disk is too small, or not even one row fits.
     """
-    before = process_bytes()
-    run, seconds, tokens = None, [], 0
-    while run is None:
-        run = make_run(config)
-        try:
-            seconds, tokens = time_steps(run)
-        except torch.OutOfMemoryError:
-            if config.batch_size == 1:
-                raise ValueError("--batch_size 1 does not fit into the memory: try --max_seq_len, or another --preset") from None
-            print(f"--batch_size {config.batch_size} does not fit into the memory, trying half of it")
-            config, run = replace(config, batch_size=config.batch_size // 2, accumulation_steps=config.accumulation_steps * 2), None
-            torch.cuda.empty_cache()
+    run, seconds, tokens = find_fitting(make_run, config)
     step_seconds = sum(seconds) / len(seconds)
     hours = hours_of_run(run, step_seconds, validation)
     share = run.flops_share(tokens / sum(seconds))
-    say = print if run.rank == 0 else (lambda text: None)
-    say(run.describe())
-    say(
-        f"speed   {len(seconds)} steps of {step_seconds:.3g} seconds, {tokens / sum(seconds):,.0f} useful tokens a second" + (f", MFU {share:.1%}" if share else "")
-        + f"\ntime    {run.total_steps} steps take {hours:.2f} hours, validation included"
-    )
     needed, free = disk_bytes(run), shutil.disk_usage(existing_folder(Path(config.out_dir))).free
-    fits = largest_batch(run, before)
-    say(f"memory  --batch_size {config.batch_size} fits" + (f", and up to about {fits} would" if fits else ""))
-    say(f"disk    {needed / 1e9:.2f} GB for {config.out_dir}, {free / 1e9:.2f} GB are free")
+    largest = largest_batch(run)
+    flags = f"--batch_size {run.config.batch_size} --accumulation_steps {run.config.accumulation_steps}"
+    lines = [
+        run.describe(),
+        f"speed   {len(seconds)} steps of {step_seconds:.3g} seconds, {tokens / sum(seconds):,.0f} useful tokens a second" + (f", MFU {share:.1%}" if share else ""),
+        f"time    {run.total_steps} steps take {hours:.2f} hours with validation" + (", without the questions that it answers there" if has_probe else ""),
+        f"memory  {flags} fits" + (f", and up to about --batch_size {largest}" if largest else ""),
+        f"disk    {needed / 1e9:.2f} GB for {config.out_dir}, {free / 1e9:.2f} GB are free",
+        "Nothing was written. The same command without --dry_run trains" + ("." if run.config == config else f", if {flags} is added to it."),
+    ]
+    if run.rank == 0:
+        print("\n".join(lines))
     if needed > free:
         raise ValueError(f"{config.out_dir} needs {needed / 1e9:.2f} GB, found {free / 1e9:.2f} GB free: make room, or pass another --out_dir")
-    say("Nothing was written. The same command without --dry_run trains.")
-    return {"hours": hours, "step_seconds": step_seconds, "tokens_per_second": tokens / sum(seconds), "largest_batch": fits, "disk_bytes": needed}
+    return {"hours": hours, "step_seconds": step_seconds, "tokens_per_second": tokens / sum(seconds), "largest_batch": largest, "disk_bytes": needed}
+
+
+def find_fitting(make_run, config):
+    """(run, seconds of each step, useful tokens of all) of `config`, or of one with the micro-batch halved until it fits."""
+    forget_peak()
+    while True:
+        run = make_run(config)
+        try:
+            return run, *time_steps(run)
+        except torch.OutOfMemoryError:
+            pass  # here its traceback still holds what has to go
+        if config.batch_size == 1:
+            raise ValueError("--batch_size 1 does not fit into the memory: try a shorter --max_seq_len, or another --preset")
+        print(f"--batch_size {config.batch_size} does not fit into the memory, trying half of it")
+        config = replace(config, batch_size=config.batch_size // 2, accumulation_steps=config.accumulation_steps * 2)
+        run.model.zero_grad(set_to_none=True)
+        device = run.device
+        del run
+        gc.collect()
+        torch.compiler.reset()  # else the next size would be compiled for any size
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(device)
 
 
 def time_steps(run):
@@ -91,35 +105,34 @@ def disk_bytes(run):
     return weights + 2 * (weights + states)
 
 
-def largest_batch(run, before):
-    """Rows of a micro-batch that would fit, None where the system does not tell; `before`: bytes of the process at the start."""
+def largest_batch(run):
+    """Rows of a micro-batch that would fit, None where the system does not tell."""
     weights, states = once_bytes(run)
     if run.device.type == "cuda":
         total = torch.cuda.mem_get_info(run.device)[0] + torch.cuda.memory_reserved(run.device)
-        once = 2 * weights + states
-        used = torch.cuda.max_memory_allocated(run.device)
-    elif before and run.device.type == "cpu":
-        import resource
-
-        once = before + weights + states  # the weights were there before, their gradients were not
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        total = process_bytes() + available_bytes()
+        once, used = 2 * weights + states, torch.cuda.max_memory_allocated(run.device)
+    elif run.device.type == "cpu" and (kilobytes := linux_kilobytes()):
+        used, now = kilobytes["VmHWM"] * 1024, kilobytes["VmRSS"] * 1024
+        once, total = now + weights, now + kilobytes["MemAvailable"] * 1024  # now, between two steps, the gradients are not there
     else:
         return None
     a_row = max(1, used - once) / run.config.batch_size
     return max(run.config.batch_size, int((total * SPARE - once) / a_row))
 
 
-def process_bytes():
-    """Memory of this process, 0 where the system does not tell."""
-    path = Path("/proc/self/statm")
-    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.is_file() and sys.platform == "linux" else 0
+def forget_peak():
+    """On Linux, start anew with the most memory of this process: tokenizing may have taken more than a step will."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
-def available_bytes():
-    """Memory that could still be had, by Linux's own estimate."""
-    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+def linux_kilobytes():
+    """Of this process the most memory and that of now, and what of the machine's could be had; {} on other systems."""
+    paths = [Path("/proc/self/status"), Path("/proc/meminfo")]
+    if not all(path.is_file() for path in paths):
+        return {}
+    lines = [line.split() for path in paths for line in path.read_text().splitlines()]
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[0] in ("VmHWM:", "VmRSS:", "MemAvailable:")}
 
 
 def existing_folder(path):

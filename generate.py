@@ -95,24 +95,27 @@ class Decoding:
 
 
 class CapturedDecoding(Decoding):
-    """The same, recorded once as a CUDA graph and replayed: one launch a token, where some 300 kernels keep the card waiting."""
+    """The same, recorded at the first call as a CUDA graph and replayed: one launch, where some 300 kernels keep the card waiting."""
 
-    def __init__(self, model, cache):
-        super().__init__(model, cache)
-        cache.fix()
-        self.ids = torch.zeros_like(cache.document_ids[:, :1])
+    graph = None
+
+    def capture(self, ids):
+        self.cache.fix()
+        self.ids = ids.clone()
         before = torch.cuda.Stream()
         before.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(before):  # libraries set themselves up in the first calls, which cannot be recorded
             for _ in range(2):
                 super().__call__(self.ids)
-                cache.at -= 1  # as if it had not been: the next call writes the same position anew
+                self.cache.at -= 1  # as if it had not been: the next call writes the same position anew
         torch.cuda.current_stream().wait_stream(before)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):  # another thread may be pinning batches
+        with torch.cuda.graph(self.graph, stream=before, capture_error_mode="thread_local"):  # another thread may be pinning batches
             self.logits = super().__call__(self.ids)
 
     def __call__(self, ids):
+        if self.graph is None:
+            self.capture(ids)
         self.ids.copy_(ids)
         self.graph.replay()
         return self.logits

@@ -152,7 +152,7 @@ class Linear(nn.Linear):
         self.bands = math.gcd(outputs, 16)
 
     def forward(self, x):
-        if x.numel() > self.in_features or x.device.type != "cpu" or torch.is_grad_enabled():
+        if x.numel() != self.in_features or x.device.type != "cpu" or torch.is_grad_enabled():
             return super().forward(x)
         vectors = x.reshape(1, 1, -1).expand(self.bands, 1, -1)                             # (bands, 1, inputs)
         return torch.bmm(vectors, self.weight.unflatten(0, (self.bands, -1)).mT).reshape(*x.shape[:-1], -1)
@@ -343,6 +343,8 @@ def pick_device(name=""):
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
+        if device.index is not None and device.type == "cuda":
+            torch.cuda.set_device(device)  # streams, graphs and pinned memory belong to the current card
     except (RuntimeError, AssertionError):
         raise ValueError(f"device {name!r} cannot be used here, expected {'cuda or cpu' if torch.cuda.is_available() else 'cpu'}") from None
     return device

@@ -61,7 +61,7 @@ def train(model, rows, config, validation=None, probe=None):
     """
     with processes(config) as (rank, world, device):
         if config.dry_run:
-            return dry_run(lambda changed: Run(model.to(device), rows, changed, rank, world, device), config, validation)
+            return dry_run(lambda changed: Run(model.to(device), rows, changed, rank, world, device), config, validation, has_probe=probe is not None)
         run = Run(model.to(device), rows, config, rank, world, device)
         log = Log(run)
         if config.resume:
@@ -126,7 +126,8 @@ class Run:
     def take_step(self, step, step_model):
         """One update. Returns {loss, weight, lr, grad_norm, tokens}: of the whole step, over all processes.
 
-        loss and grad_norm are tensors: on CUDA nothing here waits for the device, so that its queue never runs dry.
+        loss and grad_norm are tensors: on CUDA nothing here waits for the device, so that its queue never runs dry, except at
+        the steps that are logged.
         """
         if self.batches is None:
             self.batches = iter(self.loader(step))

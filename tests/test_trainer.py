@@ -410,7 +410,8 @@ def test_a_dry_run_halves_the_batch_until_it_fits_and_trains_on_equally_many_row
     monkeypatch.setattr(Run, "loss_sum", little_memory)
     promised = train(tiny_model(), rows, replace(config, batch_size=8, dry_run=True))
     said = capsys.readouterr().out
-    assert "--batch_size 8 does not fit" in said and "--batch_size 2 fits" in said and "steps of 16 rows" in said
+    assert "--batch_size 8 does not fit" in said and "--batch_size 2 --accumulation_steps 8 fits" in said and "steps of 16 rows" in said
+    assert "if --batch_size 2 --accumulation_steps 8 is added to it" in said
     assert promised["hours"] > 0 and not os.path.exists(config.out_dir)
 
 

@@ -142,7 +142,10 @@ def measure_train(args):
 
 
 def measure_generate(args):
-    """{prefill and decode tokens per second, one prompt and TOGETHER of them}; medians, after one to warm up."""
+    """{prefill and decode tokens per second, one prompt and TOGETHER of them}; medians, after one to warm up.
+
+    Decoding includes what is made once for each reply, such as our CUDA graph.
+    """
     device = pick_device(args.device)
     shape = LLMConfig.preset(args.preset)
     torch.manual_seed(0)
@@ -290,10 +293,12 @@ def peak_megabytes(device):
     """Of the card if there is one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path("/proc/self/status")
+    if status.is_file():  # what getrusage tells there is at least the peak of the process that started this one
+        return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) * 1024 / 1e6
     import resource  # not there on Windows
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def matrix_peak(device, dtype):
