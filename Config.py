@@ -146,6 +146,7 @@ class TrainConfig:
     accumulation_steps: int = flag(1, "micro-batches in one step, over all processes together")
     max_seq_len: int = flag(512, "tokens in one row")
     learning_rate: float = flag(4e-3, "peak learning rate")
+    embedding_rate: float = flag(1.0, "learning rate of the embedding, which is also the head, as a multiple of the others'")
     warmup_steps: int = flag(-1, "steps of linear warm-up (-1: 3 in 100 of all steps)")
     min_lr_ratio: float = flag(0.1, "the floor of the cosine, as a part of the peak")
     weight_decay: float = flag(0.1, "decay of the matrices and the embedding")
@@ -164,7 +165,7 @@ class TrainConfig:
     use_wandb: bool = flag(False, "also log to Weights & Biases")
 
     def __post_init__(self):
-        positive = "epochs batch_size accumulation_steps log_every eval_every save_every learning_rate grad_clip tag_weight"
+        positive = "epochs batch_size accumulation_steps log_every eval_every save_every learning_rate embedding_rate grad_clip tag_weight"
         for name in positive.split():
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name} ({getattr(self, name)}) must be greater than 0")

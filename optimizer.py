@@ -3,7 +3,7 @@
 Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") replaces the momentum of a matrix by the
 nearest semi-orthogonal matrix, so that an update moves all directions alike and not mostly the few that dominate the gradient.
 Scaled to the size that AdamW's updates have (Liu et al. 2025, arXiv:2502.16982), both share one learning rate and decay; the
-embedding, which is also the head, learns at a multiple of that rate.
+embedding, which is also the head, may learn at a multiple of that rate.
 
 PyTorch has a Muon of its own since 2.9. This one works with older releases too, keeps float32 where bfloat16 is slow, and
 takes all matrices of one shape at once.
@@ -14,13 +14,12 @@ import torch
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: drives singular values to about 1 in 5 iterations
 ITERATIONS = 5
 ADAMW_UPDATE_RMS = 0.2  # Liu et al. 2025
-EMBEDDING_RATE = 4      # times the learning rate of the matrices: docs/speedrun.md
 
 
-def make_optimizers(model, learning_rate, weight_decay, dtype=torch.float32):
+def make_optimizers(model, learning_rate, weight_decay, dtype=torch.float32, embedding_rate=1.0):
     """[Muon, AdamW], which together hold every parameter of `model` once; gains are not decayed.
 
-    Each of AdamW's groups has a "rate_scale", by which the loop multiplies its learning rate.
+    Each of AdamW's groups has a "rate_scale", by which the loop multiplies its learning rate; the embedding's is `embedding_rate`.
 
     dtype: of Muon's matrix products, which tolerate bfloat16; all that is kept is float32.
     """
@@ -28,8 +27,8 @@ def make_optimizers(model, learning_rate, weight_decay, dtype=torch.float32):
     in_layers = {id(parameter) for parameter in layers}
     others = [parameter for parameter in model.parameters() if id(parameter) not in in_layers]
     groups = [
-        {"params": [parameter for parameter in others if parameter.dim() == 2], "weight_decay": weight_decay, "rate_scale": EMBEDDING_RATE},
-        {"params": [parameter for parameter in others if parameter.dim() < 2], "weight_decay": 0.0, "rate_scale": 1},
+        {"params": [parameter for parameter in others if parameter.dim() == 2], "weight_decay": weight_decay, "rate_scale": embedding_rate},
+        {"params": [parameter for parameter in others if parameter.dim() < 2], "weight_decay": 0.0, "rate_scale": 1.0},
     ]
     fused = others[0].device.type in ("cuda", "cpu")
     return [Muon(layers, learning_rate, weight_decay, dtype), torch.optim.AdamW(groups, learning_rate, betas=(0.9, 0.95), fused=fused)]

@@ -10,7 +10,7 @@ from dataset import ChatTokenizer, load_rows
 from model import WeakWater, find_checkpoint
 from trainer import check_run, train
 
-RECIPE = TrainConfig(stage="pretrain", data_path="pretrain.jsonl", out_dir="out/pretrain")
+RECIPE = TrainConfig(stage="pretrain", data_path="pretrain.jsonl", out_dir="out/pretrain", embedding_rate=4.0)  # docs/speedrun.md
 
 
 def main(argv=None):

@@ -26,7 +26,7 @@ from train_tokenizer import sample_lines, save_tokenizer, texts_of, train_tokeni
 VOCAB_SIZE = 1536
 COMMON = {"preset": "tiny", "batch_size": 8, "max_seq_len": 256, "epochs": 100, "log_every": 10, "eval_every": 300, "save_every": 150}
 STAGES = {
-    "pretrain": {"script": pretrain, "folder": "pretrain", "data": "pretrain", "steps": 600, "flags": {"learning_rate": 1e-2}},
+    "pretrain": {"script": pretrain, "folder": "pretrain", "data": "pretrain", "steps": 600, "flags": {"learning_rate": 1e-2, "embedding_rate": 1}},
     "sft": {"script": SFT, "folder": "SFT", "data": "sft", "steps": 120, "from": "pretrain", "flags": {"learning_rate": 4e-3}},
     "distill": {"script": distill, "folder": "distill", "data": "r1", "steps": 1240, "from": "SFT", "flags": {"learning_rate": 6e-3, "min_lr_ratio": 0.02}},
 }

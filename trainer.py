@@ -111,7 +111,7 @@ class Run:
         self.dtype = pick_dtype(config.dtype, device)
         self.compiled = wants_compile(config.compile, device)
         muon_dtype = torch.bfloat16 if self.dtype != torch.float32 and has_fast_bf16(device) else torch.float32
-        self.optimizers = make_optimizers(model, config.learning_rate, config.weight_decay, muon_dtype)
+        self.optimizers = make_optimizers(model, config.learning_rate, config.weight_decay, muon_dtype, config.embedding_rate)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.step, self.tokens = 0, 0
         self.dropped = torch.zeros(2, dtype=torch.long, device=device)  # updates: in all, in a row

@@ -67,7 +67,7 @@ def test_step_does_not_depend_on_how_it_is_cut_into_micro_batches(batch_size, ac
 
 
 def test_one_step_is_the_written_out_update_of_the_weighted_mean(rows, config):
-    config = replace(config, batch_size=len(rows), accumulation_steps=1, epochs=1, grad_clip=1e9, warmup_steps=0, min_lr_ratio=1.0)
+    config = replace(config, batch_size=len(rows), accumulation_steps=1, epochs=1, grad_clip=1e9, warmup_steps=0, min_lr_ratio=1.0, embedding_rate=2.5)
     model, expected = tiny_model(), tiny_model()
     last = train(model, rows, config)
     nll, weight = 0.0, 0.0
@@ -82,7 +82,7 @@ def test_one_step_is_the_written_out_update_of_the_weighted_mean(rows, config):
     norm = torch.cat([parameter.grad.flatten() for parameter in expected.parameters()]).norm()
     assert last["loss"] == pytest.approx((nll / weight).item(), rel=1e-4) and last["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
     for (name, moved), start in zip(model.named_parameters(), expected.parameters()):
-        g, lr = start.grad, config.learning_rate
+        g, lr = start.grad, config.learning_rate * (2.5 if name == "model.embed_tokens.weight" else 1)
         kept = start * (1 - lr * (config.weight_decay if start.dim() == 2 else 0))
         if "layers" in name and start.dim() == 2:  # Muon: its polynomial, taken of each singular value
             left, values, right = torch.linalg.svd(g, full_matrices=False)

@@ -59,7 +59,7 @@ class Change:
 
 
 def ours(model, config, dtype):
-    return optimizer.make_optimizers(model, config.learning_rate, config.weight_decay, dtype)
+    return optimizer.make_optimizers(model, config.learning_rate, config.weight_decay, dtype, config.embedding_rate)
 
 
 def adamw_alone(model, config, dtype):
@@ -70,14 +70,13 @@ def adamw_alone(model, config, dtype):
 
 
 def with_adamw(**changes):
-    """Our optimizers, with some of AdamW's settings changed; `embedding_scale` and `gain_scale` multiply learning rates."""
+    """Our optimizers, with some of AdamW's settings changed; `gain_scale` multiplies the gains' learning rate."""
 
     def make(model, config, dtype):
         muon, adamw = ours(model, config, dtype)
         for group in adamw.param_groups:
             group.update({name: value for name, value in changes.items() if name in group})
-        for group, name in zip(adamw.param_groups, ("embedding_scale", "gain_scale")):
-            group["rate_scale"] = changes.get(name, group["rate_scale"])
+        adamw.param_groups[1]["rate_scale"] = changes.get("gain_scale", 1.0)
         return [muon, adamw]
 
     return make
@@ -163,13 +162,13 @@ CHANGES = {
     "AdamW alone, 2e-3": Change({"learning_rate": 2e-3}, optimizers=adamw_alone),
     "AdamW alone, 4e-3": Change({"learning_rate": 4e-3}, optimizers=adamw_alone),
     "AdamW alone, 8e-3": Change({"learning_rate": 8e-3}, optimizers=adamw_alone),
-    "embedding rate x 1": Change(optimizers=with_adamw(embedding_scale=1.0)),
-    "embedding rate x 2": Change(optimizers=with_adamw(embedding_scale=2.0)),
-    "embedding rate x 8": Change(optimizers=with_adamw(embedding_scale=8.0)),
-    "learning rate 4e-3, embedding rate x 8": Change({"learning_rate": 4e-3}, optimizers=with_adamw(embedding_scale=8.0)),
-    "learning rate 2e-3, embedding rate x 8": Change({"learning_rate": 2e-3}, optimizers=with_adamw(embedding_scale=8.0)),
-    "learning rate 1.6e-2, embedding rate x 1": Change({"learning_rate": 1.6e-2}, optimizers=with_adamw(embedding_scale=1.0)),
-    "linear to 0, embedding rate x 1": Change(schedule=linear_to(0.0), optimizers=with_adamw(embedding_scale=1.0)),
+    "embedding rate x 1": Change({"embedding_rate": 1.0}),
+    "embedding rate x 2": Change({"embedding_rate": 2.0}),
+    "embedding rate x 8": Change({"embedding_rate": 8.0}),
+    "learning rate 4e-3, embedding rate x 8": Change({"learning_rate": 4e-3, "embedding_rate": 8.0}),
+    "learning rate 2e-3, embedding rate x 8": Change({"learning_rate": 2e-3, "embedding_rate": 8.0}),
+    "learning rate 1.6e-2, embedding rate x 1": Change({"learning_rate": 1.6e-2, "embedding_rate": 1.0}),
+    "linear to 0, embedding rate x 1": Change({"embedding_rate": 1.0}, schedule=linear_to(0.0)),
     "gain rate x 0.3": Change(optimizers=with_adamw(gain_scale=0.3)),
     "embedding not decayed": Change(optimizers=with_adamw(weight_decay=0.0)),
     "AdamW betas 0.8, 0.95": Change(optimizers=with_adamw(betas=(0.8, 0.95))),
@@ -256,7 +255,7 @@ def measure(name, seed, args):
     """{change, seed, val_loss, tokens, seconds, ...} of one run."""
     change, device = CHANGES[name], pick_device(args.device)
     config = TrainConfig(
-        data_path=args.data_path, batch_size=8, max_seq_len=512, learning_rate=args.learning_rate, seed=seed, epochs=1000,
+        data_path=args.data_path, batch_size=8, max_seq_len=512, learning_rate=args.learning_rate, embedding_rate=4.0, seed=seed, epochs=1000,
         dtype=args.dtype, device=args.device, compile=False, out_dir=f"{args.cache_dir}/speedrun",
     )  # fmt: skip
     config = replace(config, **change.config)
