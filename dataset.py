@@ -64,7 +64,7 @@ OTHER_FILES = {  # by their first bytes
 NOT_GRADED, GRADED, TAG = 0, 1, 2  # what an error on a token costs: nothing, 1, or the weight of a reasoning tag
 ENCODER_VERSION = 3                # raise it when the same line would give another cache
 BAD_LINES_KEPT = 1000              # of which the place and the reason are kept; all are counted
-BATCH_BYTES = 2**22                # of JSONL that are tokenized together
+BATCH_BYTES = 2**21                # of JSONL that are tokenized together
 PACK_TOGETHER = 2**18              # pieces that are packed into rows together
 HELD_OUT_SHARE, HELD_OUT_TOKENS = 0.01, 100_000
 
@@ -342,7 +342,7 @@ class TokenCache:
         self.ids = np.asarray(np.memmap(self.folder / "ids.bin", dtype=np.uint16, mode="r"))
         self.grades = np.asarray(np.memmap(self.folder / "grades.bin", dtype=np.uint8, mode="r"))
         self.ends = np.fromfile(self.folder / "ends.bin", dtype=np.int64)
-        self.first_graded = np.fromfile(self.folder / "first_graded.bin", dtype=np.int32)
+        self.first_graded = np.asarray(np.memmap(self.folder / "first_graded.bin", dtype=np.int32, mode="r"))
 
     def __reduce__(self):
         return TokenCache, (self.folder, self.tokenizer)  # a worker process maps the files itself
@@ -561,8 +561,14 @@ class PackedRows(torch.utils.data.Dataset):
         self.weight_of_grade = np.array([0.0, 1.0, tag_weight], dtype=np.float32)
         find = self.pieces_of_texts if cache.about["kind"] == "text" else self.pieces_of_conversations
         self.truncated = 0
-        found = [find(documents[begin : begin + 2**20]) for begin in range(0, len(documents), 2**20)]
-        self.starts, self.lengths = (np.concatenate(arrays) for arrays in zip(*found))  # of pieces: in the cache, in positions
+        starts, lengths = [], []
+        for begin in range(0, len(documents), 2**20):  # not all at once: 64-bit numbers on the way take several times the memory
+            for found, array in zip((starts, lengths), find(documents[begin : begin + 2**20])):
+                found.append(array)
+        self.lengths = np.concatenate(lengths)  # of pieces, in positions
+        del lengths
+        self.starts = np.concatenate(starts)    # of pieces, in the cache
+        del starts
         if not len(self.starts):
             raise ValueError(f"{cache.about['file']}: no document has a graded token within --max_seq_len ({row_length})")
         self.order, self.first_piece = pack(self.lengths, row_length, seed)
@@ -639,7 +645,8 @@ def pack(lengths, row_length, seed):
     lengths (pieces) -> (order, first_piece): row r holds the pieces order[first_piece[r] : first_piece[r + 1]]. Pieces of
     one length are shuffled first, so that neighbours in the file do not share a row.
     """
-    shuffled = np.random.default_rng(seed).permutation(np.arange(len(lengths), dtype=np.int32))
+    shuffled = np.arange(len(lengths), dtype=np.int32)
+    np.random.default_rng(seed).shuffle(shuffled)
     counts = []
     for begin in range(0, len(lengths), PACK_TOGETHER):
         together = shuffled[begin : begin + PACK_TOGETHER]  # a view: shuffled becomes the order
