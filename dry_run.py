@@ -7,7 +7,6 @@ divided by the rows that were measured.
 import gc
 import shutil
 import time
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +45,6 @@ def dry_run(make_run, config, validation, has_probe=False):
 
 def find_fitting(make_run, config):
     """(run, seconds of each step, useful tokens of all) of `config`, or of one with the micro-batch halved until it fits."""
-    forget_peak()
     while True:
         run = make_run(config)
         try:
@@ -106,33 +104,14 @@ def disk_bytes(run):
 
 
 def largest_batch(run):
-    """Rows of a micro-batch that would fit, None where the system does not tell."""
-    weights, states = once_bytes(run)
-    if run.device.type == "cuda":
-        total = torch.cuda.mem_get_info(run.device)[0] + torch.cuda.memory_reserved(run.device)
-        once, used = 2 * weights + states, torch.cuda.max_memory_allocated(run.device)
-    elif run.device.type == "cpu" and (kilobytes := linux_kilobytes()):
-        used, now = kilobytes["VmHWM"] * 1024, kilobytes["VmRSS"] * 1024
-        once, total = now + weights, now + kilobytes["MemAvailable"] * 1024  # now, between two steps, the gradients are not there
-    else:
+    """Rows of a micro-batch that would fit on the card; None on other devices, whose memory does not tell what took it."""
+    if run.device.type != "cuda":
         return None
-    a_row = max(1, used - once) / run.config.batch_size
+    weights, states = once_bytes(run)
+    once = 2 * weights + states
+    total = torch.cuda.mem_get_info(run.device)[0] + torch.cuda.memory_reserved(run.device)
+    a_row = max(1, torch.cuda.max_memory_allocated(run.device) - once) / run.config.batch_size
     return max(run.config.batch_size, int((total * SPARE - once) / a_row))
-
-
-def forget_peak():
-    """On Linux, start anew with the most memory of this process: tokenizing may have taken more than a step will."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def linux_kilobytes():
-    """Of this process the most memory and that of now, and what of the machine's could be had; {} on other systems."""
-    paths = [Path("/proc/self/status"), Path("/proc/meminfo")]
-    if not all(path.is_file() for path in paths):
-        return {}
-    lines = [line.split() for path in paths for line in path.read_text().splitlines()]
-    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[0] in ("VmHWM:", "VmRSS:", "MemAvailable:")}
 
 
 def existing_folder(path):

@@ -197,7 +197,8 @@ class Run:
             kept = f"To repeat the step: python tools/replay.py {self.keep_step(step, micro_batches, loss, grad_norm)}"
         except OSError as error:
             kept = f"(The step could not be kept: {error})"
-        raise ValueError(f"{found} {self.config.out_dir} keeps the last good checkpoint; to go on from it with other flags: --init_from {self.config.out_dir} and another --out_dir. {kept}")
+        advice = f" To go on from it with other flags: --init_from {self.config.out_dir} and another --out_dir." if self.has_checkpoint() else ""
+        raise ValueError(f"{found} {self.what_is_kept()}.{advice} {kept}")
 
     def keep_step(self, step, micro_batches, loss, grad_norm):
         """Write the weights and the micro-batches of all processes to failed_step.pt; its path."""
@@ -220,8 +221,14 @@ class Run:
         batch = stack([self.rows[row] for row in range(min(len(self.rows), self.config.batch_size))], self.config.batch_size, self.rows.row_length)
         return float(self.loss_sum(self.forward, batch)) / float(batch.weights.sum()) < self.worst_loss
 
+    def has_checkpoint(self):
+        return (Path(self.config.out_dir) / "model.safetensors").is_file()
+
+    def what_is_kept(self):
+        return f"{self.config.out_dir} keeps the last good checkpoint" if self.has_checkpoint() else f"{self.config.out_dir} has no checkpoint yet"
+
     def no_sense(self):
-        return f"weights with which the loss is more than {DIVERGED} times that of guessing are not saved; {self.config.out_dir} keeps the checkpoint before: lower --learning_rate (now {self.config.learning_rate:g})"
+        return f"weights with which the loss is more than {DIVERGED} times that of guessing are not saved; {self.what_is_kept()}: lower --learning_rate (now {self.config.learning_rate:g})"
 
     def loss_sum(self, model, batch):
         batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))

@@ -472,11 +472,17 @@ def test_broken_batches_stop_the_run_leave_the_checkpoint_and_can_be_replayed(ro
 def test_learning_rate_of_10_stops_with_its_cause_and_is_replayed_to_the_digit(rows, config):
     trained(rows, config, epochs=1)
     good = weights_of(WeakWater.from_pretrained(config.out_dir))
-    message = r"Likely cause: it has diverged \(guessing would cost 6.0\): a lower --learning_rate \(now 10\).*to go on from it with other flags: --init_from"
+    message = r"Likely cause: it has diverged \(guessing would cost 6.0\): a lower --learning_rate \(now 10\).*To go on from it with other flags: --init_from"
     step = give_up_with(message, tiny_model(), rows, replace(config, learning_rate=10.0, save_every=1))
     again = replay(step, torch.float32, torch.device("cpu"))
     assert again["loss"] == pytest.approx(step["loss"], rel=1e-6) and again["grad_norm"] == pytest.approx(step["grad_norm"], rel=1e-5)
     assert torch.equal(weights_of(WeakWater.from_pretrained(config.out_dir)), good)  # not the weights that the first update ruined
+
+
+def test_a_run_that_fails_before_its_first_save_does_not_speak_of_a_checkpoint(rows, config):
+    with pytest.raises(ValueError, match="has no checkpoint yet. To repeat the step: ") as error:
+        train(tiny_model(), rows, replace(config, learning_rate=10.0, epochs=9, save_every=1000))
+    assert "keeps" not in str(error.value) and "--init_from" not in str(error.value)
 
 
 def test_diverged_weights_are_saved_neither_at_the_end_nor_at_a_stop(rows, config, monkeypatch):
