@@ -30,7 +30,7 @@ import trainer
 from Config import DEVICES_HELP, LLMConfig, TrainConfig, run_script, write_atomically
 from dataset import Batch, ChatTokenizer, PackedRows, detect_kind, open_cache
 from generate import CapturedDecoding, Decoding
-from model import KVCache, WeakWater, document_mask, pick_device
+from model import KVCache, WeakWater, pick_device
 from tools import benchmark
 
 ROWS = [  # candidate of benchmark.py, tokens in a row; the most telling first

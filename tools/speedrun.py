@@ -223,8 +223,8 @@ class ChangedRun(trainer.Run):
 
     def set_learning_rate(self, step):
         rate = self.rate_at()
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
+        for one in self.optimizers:
+            for group in one.param_groups:
                 group["lr"] = rate * group.get("rate_scale", 1.0)
         return rate
 
