@@ -9,8 +9,9 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
-from model import KVCache
+from model import KVCache, attention, rotate
 
 PADDING, PROMPT = 0, 1  # document numbers
 
@@ -73,7 +74,7 @@ def stream(model, prompts, sampling):
     logits = model(torch.tensor(padded, device=device), mask, cache=cache, last_only=True)[:, -1]  # (B, V)
     generator = torch.Generator(device).manual_seed(sampling.seed)
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    decode = CapturedDecoding(model, cache) if device.type == "cuda" else Decoding(model, cache)
+    decode = {"cuda": CapturedDecoding, "cpu": CPUDecoding}.get(device.type, Decoding)(model, cache)
     for position in range(longest, length):
         next_ids = sample(logits, sampling, generator).masked_fill(ended, config.eos_token_id)
         ended |= next_ids == config.eos_token_id
@@ -92,6 +93,46 @@ class Decoding:
 
     def __call__(self, ids):
         return self.model(ids, cache=self.cache, last_only=True)[:, -1]
+
+
+class CPUDecoding(Decoding):
+    """The same on a CPU, where small products and the calls between them cost as much as reading the weights: fewer of both."""
+
+    def __init__(self, model, cache):
+        super().__init__(model, cache)
+        self.weights = []
+        for layer in model.model.layers:
+            heads, mlp = layer.self_attn, layer.mlp
+            qkv = torch.cat([heads.q_proj.weight, heads.k_proj.weight, heads.v_proj.weight])
+            gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
+            self.weights.append((qkv, heads.o_proj.weight, gate_up, mlp.down_proj.weight))
+
+    def __call__(self, ids):
+        model, cache, config = self.model.model, self.cache, self.model.config
+        B, H, K, D = len(ids), config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        mask, where = cache.mask(1), cache.next(1)
+        cos, sin = model.cos[where], model.sin[where]
+        x = model.embed_tokens(ids[:, 0])  # (B, C)
+        for number, (layer, (qkv, o, gate_up, down)) in enumerate(zip(model.layers, self.weights)):
+            heads = product(layer.input_layernorm(x), qkv).reshape(B, H + 2 * K, 1, D)
+            turned = rotate(heads[:, : H + K], cos, sin)
+            k, v = cache.append(number, turned[:, H:], heads[:, H + K :])
+            y = attention(turned[:, :H], k, v, mask)  # (B, H, 1, D)
+            x = x + product(y.reshape(B, -1), o)
+            gate, up = product(layer.post_attention_layernorm(x), gate_up).chunk(2, dim=-1)
+            x = x + product(F.silu(gate) * up, down)
+        cache.advance(1)
+        return product(model.norm(x), self.model.lm_head.weight)
+
+
+def product(x, weight):
+    """x (B, inputs) times the transpose of weight (outputs, inputs), as F.linear gives it.
+
+    The matrix first: the kernel for that order uses all cores, and for one vector, whose kernel does not, it is given twice.
+    """
+    if len(x) == 1:
+        return (weight @ torch.cat([x, x]).T)[:, :1].T
+    return (weight @ x.T).T.contiguous()
 
 
 class CapturedDecoding(Decoding):

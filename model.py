@@ -93,9 +93,9 @@ class KVCache:
     def __init__(self, config, batch, length, device, dtype=torch.float32):
         if length > config.max_position_embeddings:
             raise ValueError(f"{length} positions do not fit: the model's max_position_embeddings is {config.max_position_embeddings}")
-        shape = (config.num_hidden_layers, batch, config.num_key_value_heads, length, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (batch, config.num_key_value_heads, length, config.head_dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.num_hidden_layers)]
         self.document_ids = torch.ones(batch, length, dtype=torch.long, device=device)
         self.has_documents = False
         self.length = length
@@ -103,7 +103,7 @@ class KVCache:
         self.at = None  # once fixed, the next position (1)
 
     def fix(self):
-        self.at = torch.tensor([self.used], device=self.keys.device)
+        self.at = torch.tensor([self.used], device=self.document_ids.device)
 
     def next(self, T):
         """Where the next T positions are: an index for a dimension of size `length`."""
@@ -119,10 +119,9 @@ class KVCache:
 
     def append(self, layer, k, v):
         """Store k and v (B, K, T, D) after the positions used; returns all keys and values so far (B, K, S, D)."""
-        T = k.shape[2]
-        self.keys[layer][:, :, self.next(T)] = k
-        self.values[layer][:, :, self.next(T)] = v
-        return self.keys[layer][:, :, : self.end(T)], self.values[layer][:, :, : self.end(T)]
+        keys, values, where, end = self.keys[layer], self.values[layer], self.next(k.shape[2]), self.end(k.shape[2])
+        keys[:, :, where], values[:, :, where] = k, v
+        return keys[:, :, :end], values[:, :, :end]
 
     def mask(self, T, document_ids=None):
         """What the next T positions, of the documents (B, T) or all of document 1, may see.
@@ -134,28 +133,11 @@ class KVCache:
             self.document_ids[:, self.next(T)] = document_ids
         if not self.has_documents and self.at is None and (T == 1 or self.used == 0):
             return None
-        positions = torch.arange(self.length, device=self.keys.device)
+        positions = torch.arange(self.length, device=self.document_ids.device)
         query, key = positions[self.next(T)], positions[: self.end(T)]
         document = self.document_ids[:, self.next(T)]
         same = document[:, :, None] == self.document_ids[:, None, : self.end(T)]  # (B, T, S)
         return (same & (query[:, None] >= key))[:, None]                          # (B, 1, T, S)
-
-
-class Linear(nn.Linear):
-    """A matrix. One vector at a time, as in decoding on a CPU, is multiplied by bands of its rows together.
-
-    The kernel for one matrix and one vector runs on one core there; that for a batch of them runs on all.
-    """
-
-    def __init__(self, inputs, outputs):
-        super().__init__(inputs, outputs, bias=False)
-        self.bands = math.gcd(outputs, 16)
-
-    def forward(self, x):
-        if x.numel() != self.in_features or x.device.type != "cpu" or torch.is_grad_enabled():
-            return super().forward(x)
-        vectors = x.reshape(1, 1, -1).expand(self.bands, 1, -1)                             # (bands, 1, inputs)
-        return torch.bmm(vectors, self.weight.unflatten(0, (self.bands, -1)).mT).reshape(*x.shape[:-1], -1)
 
 
 class Attention(nn.Module):
@@ -166,10 +148,10 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         C, D = config.hidden_size, config.head_dim
-        self.q_proj = Linear(C, config.num_attention_heads * D)
-        self.k_proj = Linear(C, config.num_key_value_heads * D)
-        self.v_proj = Linear(C, config.num_key_value_heads * D)
-        self.o_proj = Linear(config.num_attention_heads * D, C)
+        self.q_proj = nn.Linear(C, config.num_attention_heads * D, bias=False)
+        self.k_proj = nn.Linear(C, config.num_key_value_heads * D, bias=False)
+        self.v_proj = nn.Linear(C, config.num_key_value_heads * D, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * D, C, bias=False)
 
     def forward(self, x, cos, sin, mask, cache):
         B, T, _ = x.shape
@@ -188,9 +170,9 @@ class MLP(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -240,7 +222,7 @@ class WeakWater(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         for name, parameter in self.named_parameters():

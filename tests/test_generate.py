@@ -9,7 +9,8 @@ from conftest import conversation, tiny_model
 
 import eval_model
 from eval_model import fit, is_right, is_well_formed
-from generate import Sampling, as_text, batches_of_like_length, generate, sample, stream
+from generate import PADDING, CPUDecoding, Decoding, Sampling, as_text, batches_of_like_length, generate, sample, stream
+from model import KVCache
 
 
 def greedy_by_hand(model, prompt, count):
@@ -41,6 +42,24 @@ def test_long_prompt_does_not_shorten_the_replies_beside_it():
     alone = [generate(model, [prompt], Sampling(max_new_tokens=60))[0] for prompt in prompts]
     assert generate(model, prompts, Sampling(max_new_tokens=60)) == alone
     assert len(alone[0]) == 60 and list(batches_of_like_length([2, 101, 3, 111, 111], 68, 9)) == [[0, 2], [1], [3, 4]]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("batch, padding, changes", [(1, 0, {}), (3, 0, {}), (3, 4, {}), (1, 0, {"num_key_value_heads": 6, "tie_word_embeddings": False})])
+def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, changes):
+    model = tiny_model(**changes)
+    ids = torch.randint(7, 400, (batch, 24))
+    documents = torch.ones_like(ids)
+    documents[0, :padding] = PADDING
+    caches = [KVCache(model.config, batch, 24, "cpu") for _ in range(2)]
+    for cache in caches:
+        model(ids[:, :7], cache.mask(7, documents[:, :7] if padding else None), cache=cache)
+    lean, whole = CPUDecoding(model, caches[0]), Decoding(model, caches[1])
+    for position in range(7, 24):
+        one = ids[:, position : position + 1]
+        torch.testing.assert_close(lean(one), whole(one), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(caches[0].keys, caches[1].keys, rtol=1e-4, atol=1e-5)
+    assert caches[0].used == caches[1].used == 24
 
 
 def test_generation_stops_at_the_end_token_the_limit_and_the_context():

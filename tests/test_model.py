@@ -10,7 +10,7 @@ from conftest import tiny_config, tiny_model
 import model as model_module
 from Config import LLMConfig
 from generate import PADDING, PROMPT
-from model import KVCache, Linear, RMSNorm, WeakWater, attention, document_mask, rope_tables, rotate
+from model import KVCache, RMSNorm, WeakWater, attention, document_mask, rope_tables, rotate
 
 B, T = 3, 20
 
@@ -111,14 +111,6 @@ def test_a_fixed_cache_gives_the_same_logits_by_the_same_operations(padding):
         grown, fixed = (model(one, cache=cache) for cache in caches)
         torch.testing.assert_close(fixed, grown, rtol=1e-4, atol=1e-5)
         assert caches[1].end(1) == T + 3 and int(caches[1].at) == caches[1].used == position + 1
-
-
-@torch.no_grad()
-def test_one_vector_alone_is_multiplied_as_among_others():
-    for outputs in (48, 13):  # divided among the cores in 16 bands, and not at all
-        matrix = Linear(20, outputs)
-        x = torch.randn(5, 20)
-        torch.testing.assert_close(torch.cat([matrix(x[row : row + 1]) for row in range(5)]), x @ matrix.weight.T, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ import optimizer
 import trainer
 from Config import DEVICES_HELP, DTYPES, LLMConfig, TrainConfig, run_script
 from dataset import ChatTokenizer, PackedRows, open_cache
-from model import WeakWater, pick_device
+from model import WeakWater, document_mask, pick_device
 
 newton_schulz = optimizer.orthogonalize
 VALIDATION_ROWS = 96
@@ -53,6 +53,7 @@ class Change:
     orthogonalize: object = None                # function () -> what takes the place of optimizer.orthogonalize
     schedule: object = None                     # function (progress from 0 to 1) -> part of the peak learning rate, after warm-up
     shape: object = None                        # function (progress) -> (tokens in a row, rows in a batch), at equal tokens
+    mask: object = None                         # function (document_ids, progress) -> what takes the place of model.document_mask
 
 
 # ---- optimizers ----
@@ -152,6 +153,27 @@ def constant_then_linear(decaying, floor=0.0):
     return lambda progress: 1 - (1 - floor) * max(0.0, (progress - (1 - decaying)) / decaying)
 
 
+# ---- how far back attention sees ----
+
+
+def window(positions):
+    def mask(document_ids, progress):
+        everything = document_mask(document_ids)
+        return everything if progress >= 1 / 2 else everything.triu(1 - positions)
+
+    return mask
+
+
+def chunks(positions):
+    def mask(document_ids, progress):
+        if progress >= 1 / 2:
+            return document_mask(document_ids)
+        T = document_ids.shape[1]
+        return document_mask(document_ids * T + torch.arange(T, device=document_ids.device) // positions)
+
+    return mask
+
+
 CHANGES = {
     "baseline": Change(),
     "learning rate 2e-3": Change({"learning_rate": 2e-3}),
@@ -198,6 +220,9 @@ CHANGES = {
     "twice the batch": Change({"batch_size": 16}),
     "twice the batch, rate x sqrt 2": Change({"batch_size": 16, "learning_rate": 1.13e-2}),
     "batch 4 rows, then 8, then 16": Change(shape=lambda progress: (512, 4 if progress < 1 / 4 else 8 if progress < 2 / 3 else 16)),
+    "window of 128, then all": Change(mask=window(128)),
+    "window of 32, then all": Change(mask=window(32)),
+    "chunks of 128, then all": Change(mask=chunks(128)),
     "rows of 128, then 512": Change(shape=lambda progress: (128, 32) if progress < 1 / 2 else (512, 8)),
 }
 
@@ -218,8 +243,14 @@ class ChangedRun(trainer.Run):
 
     def __init__(self, change, rate_at, optimizers, *args):
         super().__init__(*args)
-        self.rate_at = rate_at
+        self.change, self.rate_at, self.progress = change, rate_at, 0.0
         self.optimizers = optimizers or (change.optimizers or ours)(self.model, self.config, self.optimizers[0].dtype)
+
+    def loss_sum(self, model, batch):
+        if not self.change.mask:
+            return super().loss_sum(model, batch)
+        with patch.object(trainer, "document_mask", lambda document_ids, in_blocks: self.change.mask(document_ids, self.progress)):
+            return super().loss_sum(model, batch)
 
     def set_learning_rate(self, step):
         rate = self.rate_at()
@@ -246,8 +277,10 @@ def train_changed(change, model, cache, config, tokens):
             shaped = replace(config, max_seq_len=shape[0], batch_size=shape[1])
             runs[shape] = ChangedRun(change, rate_at, run and run.optimizers, model, rows, shaped, 0, 1, pick_device(config.device))
         run = runs[shape]
+        run.progress = seen / tokens
         losses.append(float(run.take_step(len(losses) + 1, run.forward)["loss"]))
         seen += shape[0] * shape[1]
+    run.progress = 1.0
     return run, losses
 
 
