@@ -50,6 +50,7 @@ EXPECTED = {
     "text": 'a text under "text": {"text": "..."}',
     "conversations": 'a list under "conversations": {"conversations": [{"role": "user", "content": "..."}, ...]}',
 }
+BAD_LINE_ADVICE = "Mend the line, or pass --skip_bad_lines to leave out all like it"
 OFFICIAL_DATA = ("pretrain.jsonl", "sft_512.jsonl", "sft_1024.jsonl", "r1_1024.jsonl")
 OTHER_FILES = {  # by their first bytes
     b"\x1f\x8b": ("a gzip file", "run gunzip first"),
@@ -374,7 +375,7 @@ def open_cache(path, tokenizer, kind, skip_bad_lines=False, cache_dir=""):
     cache = TokenCache(folder, tokenizer)
     bad = cache.about["bad_lines"]
     if bad and not skip_bad_lines:
-        raise ValueError(f"{path}:{bad[0][0]}: {bad[0][1]}")
+        raise ValueError(f"{path}:{bad[0][0]}: {bad[0][1]}. {BAD_LINE_ADVICE}")
     return cache
 
 
@@ -517,7 +518,7 @@ def batches_of_records(path, kind, skip_bad_lines, bad):
                 records.append(parse_line(line, kind))
             except BadLine as error:
                 if not skip_bad_lines:
-                    raise ValueError(f"{path}:{number}: {error}") from None
+                    raise ValueError(f"{path}:{number}: {error}. {BAD_LINE_ADVICE}") from None
                 bad.add(number, error)
             size += len(line)
             bar.update(len(line))

@@ -7,6 +7,7 @@ that each reply is what it would be alone.
 import codecs
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -98,14 +99,16 @@ class Decoding:
 class CPUDecoding(Decoding):
     """The same on a CPU, where small products and the calls between them cost as much as reading the weights: fewer of both."""
 
-    def __init__(self, model, cache):
-        super().__init__(model, cache)
-        self.weights = []
-        for layer in model.model.layers:
+    @cached_property
+    def weights(self):
+        """[(qkv, o, gate_up, down)] of each layer; made by the first call, so that the first token does not wait for it."""
+        found = []
+        for layer in self.model.model.layers:
             heads, mlp = layer.self_attn, layer.mlp
             qkv = torch.cat([heads.q_proj.weight, heads.k_proj.weight, heads.v_proj.weight])
             gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-            self.weights.append((qkv, heads.o_proj.weight, gate_up, mlp.down_proj.weight))
+            found.append((qkv, heads.o_proj.weight, gate_up, mlp.down_proj.weight))
+        return found
 
     def __call__(self, ids):
         model, cache, config = self.model.model, self.cache, self.model.config

@@ -86,7 +86,11 @@ def run_stage(name, folder, args):
     flags |= {"device": args.device} if args.device else {}
     flags |= {"dtype": "bf16"} if has_fast_bf16(pick_device(args.device)) else {}  # on CPUs that can, it learns the same sooner
     resume = (folder / stage["folder"] / "training_state.pt").is_file()
-    last = stage["script"].main([f"--{flag}={value}" for flag, value in flags.items()] + ["--resume"] * resume)
+    try:
+        last = stage["script"].main([f"--{flag}={value}" for flag, value in flags.items()] + ["--resume"] * resume)
+    except SystemExit:  # Ctrl-C, after the stage has been saved
+        print("the same quickstart.py command goes on from here by itself")
+        raise
     result = {"val_loss": last["val_loss"], "val_ppl": last["val_ppl"], "tokens": last["tokens"], "train_seconds": round(last["seconds"], 1)}
     return result | (score_stage(name, folder, args) if "from" in stage else {})
 

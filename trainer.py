@@ -88,7 +88,7 @@ def train(model, rows, config, validation=None, probe=None):
                     raise ValueError(f"step {step}: {run.no_sense()}")
                 if stop:
                     log.say(f"stopped at step {step}/{run.total_steps}" + (
-                        f", saved in {config.out_dir}: the same command with --resume goes on from here (quickstart.py does so by itself)"
+                        f", saved in {config.out_dir}: the same command with --resume goes on from here"
                         if saved else f": {run.no_sense()}"))
                     sys.exit(128 + (stopped or [signal.SIGTERM])[0])
         log.close()
@@ -344,8 +344,10 @@ class Run:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             identity = state["identity"]
-        except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path}: not a whole training state ({(str(error).splitlines() or ['empty'])[0]})") from None
+        except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+            raise ValueError(
+                f"{path}: not a whole training state: leave out --resume to start anew, or begin at its weights with --init_from {path.parent} and another --out_dir"
+            ) from None
         here = self.identity()
         for name, stored in identity.items():
             if stored != here.get(name):
@@ -556,6 +558,8 @@ class Log:
             path = self.path.with_name(name)
             if path.is_file():
                 os.replace(path, path.with_stem(path.stem + ".before"))
+                if name == "training_state.pt":
+                    self.say(f"without --resume this run starts anew; the state of the one before is kept in {path.with_stem(path.stem + '.before')}")
 
     def say(self, text):
         if self.is_first:

@@ -324,11 +324,12 @@ def test_crash_between_state_and_checkpoint_of_the_last_save_is_made_good(rows, 
     assert torch.equal(weights_of(WeakWater.from_pretrained(config.out_dir)), whole)
 
 
-def test_fresh_run_keeps_the_files_of_the_run_before_but_is_not_resumed_from_them(rows, config):
+def test_fresh_run_keeps_the_files_of_the_run_before_but_is_not_resumed_from_them(rows, config, capsys):
     trained(rows, config)
     folder = trainer.Path(config.out_dir)
     before = {name: (folder / name).read_bytes() for name in ("metrics.jsonl", "training_state.pt")}
     trained(rows, replace(config, seed=9))
+    assert "kept in" in capsys.readouterr().out
     assert (folder / "metrics.before.jsonl").read_bytes() == before["metrics.jsonl"]
     assert (folder / "training_state.before.pt").read_bytes() == before["training_state.pt"]
 

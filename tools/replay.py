@@ -29,8 +29,8 @@ def load_step(path):
         stored = torch.load(path, map_location="cpu", weights_only=True)
         wanted = ("step", "loss", "grad_norm", "dtype", "model_config", "model")
         return {**{name: stored[name] for name in wanted}, "micro_batches": [Batch(*tensors) for tensors in stored["micro_batches"]]}
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path}: not a failed step ({(str(error).splitlines() or ['empty'])[0]})") from None
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+        raise ValueError(f"{path}: expected the failed_step.pt that a training run leaves when it gives up, found something else") from None
 
 
 def replay(step, dtype, device):

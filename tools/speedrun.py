@@ -219,6 +219,7 @@ CHANGES = {
     "half the batch, rate / sqrt 2": Change({"batch_size": 4, "learning_rate": 5.7e-3}),
     "twice the batch": Change({"batch_size": 16}),
     "twice the batch, rate x sqrt 2": Change({"batch_size": 16, "learning_rate": 1.13e-2}),
+    "twice the batch, rows of 128, then 512": Change(shape=lambda progress: (128, 64) if progress < 1 / 2 else (512, 16)),
     "batch 4 rows, then 8, then 16": Change(shape=lambda progress: (512, 4 if progress < 1 / 4 else 8 if progress < 2 / 3 else 16)),
     "window of 128, then all": Change(mask=window(128)),
     "window of 32, then all": Change(mask=window(32)),
