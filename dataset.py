@@ -50,7 +50,7 @@ EXPECTED = {
     "text": 'a text under "text": {"text": "..."}',
     "conversations": 'a list under "conversations": {"conversations": [{"role": "user", "content": "..."}, ...]}',
 }
-BAD_LINE_ADVICE = "Mend the line, or pass --skip_bad_lines to leave out all like it"
+BAD_LINE_ADVICE = "Mend the line, or pass --skip_bad_lines to leave out all bad lines"
 OFFICIAL_DATA = ("pretrain.jsonl", "sft_512.jsonl", "sft_1024.jsonl", "r1_1024.jsonl")
 OTHER_FILES = {  # by their first bytes
     b"\x1f\x8b": ("a gzip file", "run gunzip first"),

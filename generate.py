@@ -104,19 +104,19 @@ class CPUDecoding(Decoding):
         """[(qkv, o, gate_up, down)] of each layer; made by the first call, so that the first token does not wait for it."""
         found = []
         for layer in self.model.model.layers:
-            heads, mlp = layer.self_attn, layer.mlp
-            qkv = torch.cat([heads.q_proj.weight, heads.k_proj.weight, heads.v_proj.weight])
+            attn, mlp = layer.self_attn, layer.mlp
+            qkv = torch.cat([attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight])
             gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-            found.append((qkv, heads.o_proj.weight, gate_up, mlp.down_proj.weight))
+            found.append((qkv, attn.o_proj.weight, gate_up, mlp.down_proj.weight))
         return found
 
     def __call__(self, ids):
-        model, cache, config = self.model.model, self.cache, self.model.config
+        decoder, cache, config = self.model.model, self.cache, self.model.config
         B, H, K, D = len(ids), config.num_attention_heads, config.num_key_value_heads, config.head_dim
         mask, where = cache.mask(1), cache.next(1)
-        cos, sin = model.cos[where], model.sin[where]
-        x = model.embed_tokens(ids[:, 0])  # (B, C)
-        for number, (layer, (qkv, o, gate_up, down)) in enumerate(zip(model.layers, self.weights)):
+        cos, sin = decoder.cos[where], decoder.sin[where]
+        x = decoder.embed_tokens(ids[:, 0])  # (B, C)
+        for number, (layer, (qkv, o, gate_up, down)) in enumerate(zip(decoder.layers, self.weights)):
             heads = product(layer.input_layernorm(x), qkv).reshape(B, H + 2 * K, 1, D)
             turned = rotate(heads[:, : H + K], cos, sin)
             k, v = cache.append(number, turned[:, H:], heads[:, H + K :])
@@ -125,13 +125,13 @@ class CPUDecoding(Decoding):
             gate, up = product(layer.post_attention_layernorm(x), gate_up).chunk(2, dim=-1)
             x = x + product(F.silu(gate) * up, down)
         cache.advance(1)
-        return product(model.norm(x), self.model.lm_head.weight)
+        return product(decoder.norm(x), self.model.lm_head.weight)
 
 
 def product(x, weight):
-    """x (B, inputs) times the transpose of weight (outputs, inputs), as F.linear gives it.
+    """x (B, inputs) times the transpose of weight (outputs, inputs): the numbers of F.linear.
 
-    The matrix first: the kernel for that order uses all cores, and for one vector, whose kernel does not, it is given twice.
+    The matrix comes first, since for few vectors the kernel for that order uses all cores; that for one vector does not, so it is given twice.
     """
     if len(x) == 1:
         return (weight @ torch.cat([x, x]).T)[:, :1].T

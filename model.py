@@ -293,7 +293,7 @@ class WeakWater(nn.Module):
         try:
             tensors = load_file(path)
         except SafetensorError as error:
-            raise ValueError(f"{path}: not a whole safetensors file ({error}): the training run that wrote it writes it anew with --resume") from None
+            raise ValueError(f"{path}: not a whole safetensors file ({error}): copy it again, or let the training run that wrote it do so anew with --resume") from None
         layers = len({name.split(".")[2] for name in tensors if name.startswith("model.layers.")})
         if layers != config.num_hidden_layers:
             raise ValueError(f"{path}: found {layers} layers, config.json asks for {config.num_hidden_layers}")

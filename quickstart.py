@@ -88,8 +88,8 @@ def run_stage(name, folder, args):
     resume = (folder / stage["folder"] / "training_state.pt").is_file()
     try:
         last = stage["script"].main([f"--{flag}={value}" for flag, value in flags.items()] + ["--resume"] * resume)
-    except SystemExit:  # Ctrl-C, after the stage has been saved
-        print("the same quickstart.py command goes on from here by itself")
+    except SystemExit:  # Ctrl-C or SIGTERM
+        print("here: run quickstart.py again, without --fresh, and it goes on from the last save")
         raise
     result = {"val_loss": last["val_loss"], "val_ppl": last["val_ppl"], "tokens": last["tokens"], "train_seconds": round(last["seconds"], 1)}
     return result | (score_stage(name, folder, args) if "from" in stage else {})

@@ -345,9 +345,8 @@ class Run:
             state = torch.load(path, map_location="cpu", weights_only=True)
             identity = state["identity"]
         except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
-            raise ValueError(
-                f"{path}: not a whole training state: leave out --resume to start anew, or begin at its weights with --init_from {path.parent} and another --out_dir"
-            ) from None
+            advice = f", or begin at its weights with --init_from {path.parent} and another --out_dir" if self.has_checkpoint() else ""
+            raise ValueError(f"{path}: not a whole training state: delete it to start anew{advice}") from None
         here = self.identity()
         for name, stored in identity.items():
             if stored != here.get(name):

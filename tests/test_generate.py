@@ -48,6 +48,9 @@ def test_long_prompt_does_not_shorten_the_replies_beside_it():
 @pytest.mark.parametrize("batch, padding, changes", [(1, 0, {}), (3, 0, {}), (3, 4, {}), (1, 0, {"num_key_value_heads": 6, "tie_word_embeddings": False})])
 def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, changes):
     model = tiny_model(**changes)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.uniform_(0.5, 2)
     ids = torch.randint(7, 400, (batch, 24))
     documents = torch.ones_like(ids)
     documents[0, :padding] = PADDING

@@ -3,7 +3,7 @@
 Measure this project beside transformers' Llama of the same sizes and write benchmarks/<what>_<device>.json.
 
     python tools/benchmark.py train      useful tokens a second, share of the measured matrix peak, peak memory
-    python tools/benchmark.py generate   tokens a second of prefill and of decoding, one by one and 32 together
+    python tools/benchmark.py generate   tokens a second of prefill and of decoding, one by one and many together
     python tools/benchmark.py start      seconds from the command to the first step, with a cold and a warm token cache
     python tools/benchmark.py tokenize   megabytes a second and peak memory of making the token cache and of opening it
     python tools/benchmark.py learn      seconds and peak memory of learning the tokenizer
@@ -58,6 +58,7 @@ ON_CUDA = [  # more candidates for `train`
     "weakwater eager", "weakwater whole logits", "weakwater dense mask", "transformers compiled packed", "transformers compiled padded",
 ]  # fmt: skip
 PROMPT_TOKENS, NEW_TOKENS, TOGETHER = 256, 128, 32
+QUESTION_TOKENS, QUESTIONS = 64, 64  # as in scoring, with as many new tokens
 WARMUP_STEPS = 2
 
 
@@ -142,7 +143,7 @@ def measure_train(args):
 
 
 def measure_generate(args):
-    """{prefill and decode tokens per second, one prompt and TOGETHER of them}; medians, after one to warm up.
+    """{prefill and decode tokens per second: one prompt, TOGETHER of them, one question, QUESTIONS of them}; medians, after one to warm up.
 
     Decoding includes what is made once for each reply, such as our CUDA graph.
     """
@@ -159,12 +160,16 @@ def measure_generate(args):
         model = Peer(shape).llama[0].to(device).eval()
         run = partial(generate_theirs, model, device)
     result = {}
-    for name, prompts, times in (("", [prompt], 4), ("batched_", [prompt] * TOGETHER, 2)):
-        timings = [(run(prompts, 1), run(prompts, NEW_TOKENS)) for _ in range(1 + times)][1:]
+    question = prompt[:QUESTION_TOKENS]
+    for name, prompts, count, times in (
+        ("", [prompt], NEW_TOKENS, 4), ("batched_", [prompt] * TOGETHER, NEW_TOKENS, 2),
+        ("question_", [question], QUESTION_TOKENS, 4), ("questions_", [question] * QUESTIONS, QUESTION_TOKENS, 2),
+    ):  # fmt: skip
+        timings = [(run(prompts, 1), run(prompts, count)) for _ in range(1 + times)][1:]
         prefill = statistics.median(first for first, _ in timings)
         decode = statistics.median(both for _, both in timings) - prefill
-        result[f"{name}prefill_tokens_per_second"] = len(prompts) * PROMPT_TOKENS / prefill
-        result[f"{name}decode_tokens_per_second"] = len(prompts) * (NEW_TOKENS - 1) / decode
+        result[f"{name}prefill_tokens_per_second"] = len(prompts) * len(prompts[0]) / prefill
+        result[f"{name}decode_tokens_per_second"] = len(prompts) * (count - 1) / decode
     return {**result, "peak_megabytes": peak_megabytes(device)}
 
 

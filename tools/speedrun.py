@@ -53,7 +53,7 @@ class Change:
     orthogonalize: object = None                # function () -> what takes the place of optimizer.orthogonalize
     schedule: object = None                     # function (progress from 0 to 1) -> part of the peak learning rate, after warm-up
     shape: object = None                        # function (progress) -> (tokens in a row, rows in a batch), at equal tokens
-    mask: object = None                         # function (document_ids, progress) -> what takes the place of model.document_mask
+    mask: object = None                         # function (document_ids, progress) -> the mask, in place of document_mask's
 
 
 # ---- optimizers ----
@@ -240,7 +240,7 @@ class FirstRows(torch.utils.data.Subset):
 
 
 class ChangedRun(trainer.Run):
-    """A Run whose learning rate follows the share of tokens seen, by any schedule."""
+    """A Run whose learning rate and mask follow the share of tokens seen, by any schedule."""
 
     def __init__(self, change, rate_at, optimizers, *args):
         super().__init__(*args)
