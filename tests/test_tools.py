@@ -1,8 +1,10 @@
 """The side doors: benchmarks, experiments and the export to GGUF."""
 
 import json
+import lzma
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import conversation, tiny_model, write_jsonl
 
 from model import rope_tables, rotate
 from tools.export_gguf import export_gguf, interleave
-from tools.speedrun import newton_schulz, polar_express, table
+from tools.full_run import interval, word_problems
+from tools.speedrun import chunks, newton_schulz, polar_express, table, window
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -130,3 +133,57 @@ def test_orthogonalized_matrices_have_singular_values_near_one(orthogonalize, la
     matrices = torch.randn(2, 24, 40, generator=torch.Generator().manual_seed(0))
     values = torch.linalg.svdvals(orthogonalize(matrices, torch.float32))
     assert math.isclose(float(values.mean()), 1, abs_tol=0.2) and float((values - 1).abs().max()) < largest_error
+
+
+def test_masks_that_look_back_less_far_at_first_are_those_of_their_formulas():
+    document_ids = torch.tensor([[1, 1, 1, 1, 1, 2, 2, 2]])
+    for query in range(8):
+        for key in range(8):
+            visible = key <= query and document_ids[0, query] == document_ids[0, key]
+            assert window(3)(document_ids, 0.4)[0, 0, query, key] == (visible and query - key < 3)
+            assert chunks(3)(document_ids, 0.4)[0, 0, query, key] == (visible and query // 3 == key // 3)
+            assert window(3)(document_ids, 0.5)[0, 0, query, key] == chunks(3)(document_ids, 0.5)[0, 0, query, key] == visible
+
+
+# ---- the full run ----
+
+
+def test_interval_is_the_one_worked_out_by_hand():
+    # 50 of 100: the middle stays, half = 1.96 sqrt(0.25 / 100 + 1.96^2 / 40000) / (1 + 1.96^2 / 100) = 0.09617
+    assert interval(0.5, 100) == [0.4038, 0.5962]
+    assert interval(0.0, 10)[0] == 0 and interval(1.0, 10)[1] == 1
+
+
+def test_word_problems_ask_in_chinese_for_a_number(tmp_path):
+    reply = "<think>想</think>\n<answer>{}</answer>".format
+    kept = {"conversations": conversation("3加4等于几？", reply("3+4=7。答案：7"))}
+    others = [("What is 3 + 4?", reply("7")), ("选哪个？", reply("A")), ("一共多少？", reply("一共有7个。"))]
+    path = write_jsonl(tmp_path / "a.jsonl", [*({"conversations": conversation(*other)} for other in others), kept])
+    assert word_problems(path, tmp_path / "b.jsonl") == 1
+    assert json.loads((tmp_path / "b.jsonl").read_text(encoding="utf-8")) == kept
+
+
+@pytest.mark.slow
+def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = data["pretrain"].read_bytes().splitlines(keepends=True)
+    (folder / "pretrain-00.jsonl").write_bytes(b"".join(lines[:50]))
+    (folder / "pretrain-01.jsonl.xz").write_bytes(lzma.compress(b"".join(lines[50:])))
+    for name, source in {"pretrain_val": "pretrain_val", "sft_512": "sft", "sft_1024": "sft", "sft_val": "sft_val", "r1_1024": "r1", "r1_val": "r1_val"}.items():
+        shutil.copy(data[source], folder / f"{name}.jsonl")
+    flags = ["--data_dir", folder, "--preset", "tiny", "--vocab_size", 500, "--step_tokens", 2048, "--most_rows", 2, "--max_new_tokens", 8, "--distill_rates", 1e-3]
+    flags += ["--pretrain_tokens", 3 * 2048, "--sft_tokens", 2 * 2048, "--distill_tokens", 2 * 2048]
+    run_tool("full_run.py", *flags, "--last", "pretrain", cwd=tmp_path)
+    report = tmp_path / "out/full/report.json"
+    before = json.loads(report.read_text())
+    assert (tmp_path / "out/full/data/pretrain.jsonl").read_bytes() == data["pretrain"].read_bytes()
+    assert before["plan pretrain"]["steps"] == before["pretrain"]["step"] == 3 and "SFT_512" not in before
+    assert before["plan pretrain"]["flags"]["batch_size"] == before["plan pretrain"]["flags"]["accumulation_steps"] == "2"
+    output = run_tool("full_run.py", *flags, cwd=tmp_path)
+    after = json.loads(report.read_text())
+    assert output.count("done before") == 5 and after["pretrain"] == before["pretrain"]
+    assert {"SFT_512", "SFT_1024", "distill_0.001", "grade SFT_1024", "grade distill_0.001"} <= set(after)
+    assert after["grade SFT_1024"]["ordinary_loss"] == pytest.approx(after["SFT_1024"]["val_loss"], abs=1e-3)
+    told = (tmp_path / "out/full/experiments.md").read_text(encoding="utf-8")
+    assert told.count("\n| pretrain | 3 |") == told.count("\n| distill_0.001 | 2 |") == told.count("## SFT_1024 replies") == 1

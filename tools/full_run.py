@@ -1,0 +1,290 @@
+"""python tools/full_run.py --data_dir data
+
+The whole path on real text in one command: tokenizer, pretraining, SFT on rows of 512 and of 1024 tokens, distillation at
+several learning rates, then scores and conversations.
+
+The folder holds pretrain.jsonl or its shards (pretrain-00.jsonl, ...), pretrain_val, sft_512, sft_1024, sft_val, r1_1024 and
+r1_val, each as .jsonl or .jsonl.xz. A stage trains on its budget of tokens or, with --minutes, on as much of it as its share
+of the time allows at the speed that its first steps show. The same command again goes on where it was stopped. Results are
+written as they come: report.json, experiments.md (tables and conversations), and each stage's metrics and charts.
+
+    python tools/full_run.py --data_dir data --preset tiny --step_tokens 8192 --rate_scale 2 --minutes 60      on a CPU
+"""
+
+import argparse
+import json
+import lzma
+import math
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+
+import distill
+import pretrain
+import SFT
+import train_tokenizer
+from Config import DEVICES_HELP, DTYPES, PRESETS, TrainConfig, run_script, write_atomically
+from dataset import BOS, ChatTokenizer, PackedRows, numbered_lines, open_cache, parse_line
+from eval_model import NUMBER, answer_of, is_right, is_well_formed, score_file
+from generate import Sampling, generate
+from model import WeakWater, pick_device
+from quickstart import Report
+from trainer import Run, evaluate, pick_dtype
+
+FILES = ("pretrain", "pretrain_val", "sft_512", "sft_1024", "sft_val", "r1_1024", "r1_val")
+BEGINNINGS = ("中国的首都是", "春天来了，", "The")
+QUESTIONS = {  # with the number that is right, if there is one
+    "你好，请介绍一下你自己。": "",
+    "怎样才能睡得好？": "",
+    "请用一句话解释什么是递归。": "",
+    "学校买了24盒彩笔，每盒12支，一共有多少支彩笔？": "288",
+    "小华有85元钱，买书用去37元，还剩多少元？": "48",
+    "一辆汽车3小时行驶180千米，照这样计算，5小时行驶多少千米？": "300",
+    "果园里有苹果树120棵，梨树的棵数是苹果树的2/3，梨树有多少棵？": "80",
+    "What is 17 plus 26?": "43",
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    script: object
+    data: str
+    val: str
+    tokens: float     # the default budget, in positions: useful tokens and padding
+    share: float      # of the time; the distillations divide theirs
+    start: str = ""   # the stage that it goes on from
+    max_seq_len: int = 512
+    learning_rate: float = 0.0  # 0: the script's own
+    flags: dict = field(default_factory=dict)
+
+
+def stages(rates):
+    """What is trained, in order: three stages, then one distillation for each learning rate."""
+    return [
+        Stage("pretrain", pretrain, "pretrain", "pretrain_val", 350e6, 0.55),
+        Stage("SFT_512", SFT, "sft_512", "sft_val", 40e6, 0.15, "pretrain"),
+        Stage("SFT_1024", SFT, "sft_1024", "sft_val", 20e6, 0.1, "SFT_512", 1024),
+        *(Stage(f"distill_{rate:g}", distill, "r1_1024", "r1_val", 15e6, 0.2 / len(rates), "SFT_1024", 1024, rate) for rate in rates),
+    ]
+
+
+def gather(data_dir, folder):
+    """Each file in one piece under its own name: unpacked, its shards joined. Raises FileNotFoundError for one that is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    megabytes = {}
+    for name in FILES:
+        parts = sorted(path for path in data_dir.glob(f"{name}*.jsonl*") if re.fullmatch(rf"{name}(-\d+)?\.jsonl(\.xz)?", path.name))
+        if not parts:
+            raise FileNotFoundError(f"{data_dir}: found no {name}.jsonl (nor shards {name}-00.jsonl, ... nor .jsonl.xz)")
+        with open(folder / f"{name}.jsonl.tmp", "wb") as joined:
+            for part in parts:
+                with lzma.open(part) if part.suffix == ".xz" else open(part, "rb") as file:
+                    shutil.copyfileobj(file, joined, 2**20)
+        (folder / f"{name}.jsonl.tmp").replace(folder / f"{name}.jsonl")
+        megabytes[name] = round((folder / f"{name}.jsonl").stat().st_size / 1e6, 1)
+    return {"megabytes": megabytes}
+
+
+# ---- training ----
+
+
+def flags_of(stage, folder, args):
+    """The command-line flags of the stage's script, but for how long it trains."""
+    data = folder / "data"
+    flags = {
+        "data_path": data / f"{stage.data}.jsonl", "val_path": data / f"{stage.val}.jsonl", "out_dir": folder / stage.name,
+        "max_seq_len": stage.max_seq_len, "epochs": 1000, "seed": args.seed, "dtype": args.dtype, "num_workers": args.num_workers,
+    }  # fmt: skip
+    rows = max(1, args.step_tokens // stage.max_seq_len)
+    flags["accumulation_steps"] = math.ceil(rows / args.most_rows)
+    flags["batch_size"] = math.ceil(rows / flags["accumulation_steps"])
+    flags["learning_rate"] = stage.learning_rate or stage.script.RECIPE.learning_rate * args.rate_scale
+    flags |= {"init_from": folder / stage.start} if stage.start else {"tokenizer": folder / "tokenizer", "preset": args.preset}
+    flags |= {"device": args.device} if args.device else {}
+    return flags
+
+
+def command_line(flags):
+    return [f"--{name}={value}" for name, value in flags.items()]
+
+
+def plan(stage, folder, args):
+    """{"steps", "flags"}: as many steps as the budget of tokens pays for, or the stage's share of the time."""
+    flags = flags_of(stage, folder, args)
+    step_tokens = flags["batch_size"] * flags["accumulation_steps"] * stage.max_seq_len
+    budget = getattr(args, f"{stage.name.split('_')[0].lower()}_tokens") or stage.tokens
+    steps = max(2, round(budget / step_tokens))
+    if args.minutes:
+        measured = stage.script.main(command_line(flags) + ["--max_steps=5", "--eval_every=1000000", "--dry_run"])
+        steps = max(2, min(steps, int(args.minutes * 60 * stage.share / measured["step_seconds"])))
+    flags |= {"max_steps": steps, "eval_every": max(1, steps // 10), "save_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 20))}
+    return {"steps": steps, "flags": {name: str(value) for name, value in flags.items()}}
+
+
+def train_stage(stage, planned, folder):
+    """The last value of each metric, with the best validation loss on the way."""
+    resume = (folder / stage.name / "training_state.pt").is_file()
+    last = stage.script.main(command_line(planned["flags"]) + ["--resume"] * resume)
+    return {**last, "train_seconds": round(last["seconds"], 1), "parameters": load(folder / stage.name, "cpu")[0].num_parameters()}
+
+
+# ---- grading ----
+
+
+def load(folder, device):
+    return WeakWater.from_pretrained(folder).to(pick_device(device)).eval(), ChatTokenizer(folder)
+
+
+def word_problems(path, to):
+    """Write the conversations of a file that ask in Chinese for a number; returns how many there are."""
+    lines = []
+    for _, line in numbered_lines(path):
+        messages = parse_line(line, "conversations")
+        question = next(message["content"] for message in messages if message["role"] == "user")
+        reply = next(message["content"] for message in messages if message["role"] == "assistant")
+        if re.search("[\u4e00-\u9fff]", question) and NUMBER.fullmatch(answer_of(reply)):
+            lines.append(line if line.endswith(b"\n") else line + b"\n")
+    to.write_bytes(b"".join(lines))
+    return len(lines)
+
+
+def interval(share, count):
+    """The 95% interval of a share of `count` (Wilson 1927)."""
+    z = 1.96
+    middle, half = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return [round((middle - half) / (1 + z * z / count), 4), round((middle + half) / (1 + z * z / count), 4)]
+
+
+def grade(stage, folder, args):
+    """What a stage that converses is worth: held-out word problems, form, the loss of ordinary replies, and replies as they are."""
+    model, tokenizer = load(folder / stage.name, args.device)
+    problems = folder / "data" / "word_problems.jsonl"
+    found = {"questions": word_problems(folder / "data" / "r1_val.jsonl", problems)}
+    if found["questions"]:
+        found |= score_file(model, tokenizer, problems, args.max_new_tokens)
+        found["interval"] = interval(found["reasoning_accuracy"], found["questions"])
+    found["ordinary_loss"] = loss_on(model, tokenizer, folder / "data" / "sft_val.jsonl", folder, args)
+    prompts = [tokenizer.prompt_ids([{"role": "user", "content": question}]) for question in QUESTIONS]
+    replies = generate(model, prompts, Sampling(max_new_tokens=args.max_new_tokens))
+    return {**found, "replies": dict(zip(QUESTIONS, map(tokenizer.decode, replies)))}
+
+
+def loss_on(model, tokenizer, path, folder, args):
+    """Nats per graded token of the conversations in a file."""
+    config = TrainConfig(batch_size=8, max_seq_len=1024, dtype=args.dtype, device=args.device, compile=False, out_dir=str(folder / "graded"))
+    cache = open_cache(path, tokenizer, "conversations", cache_dir=str(folder / "data"))
+    rows = PackedRows(cache, np.arange(len(cache)), config.max_seq_len)
+    return round(evaluate(Run(model, rows, config, 0, 1, pick_device(args.device)), rows)["val_loss"], 4)
+
+
+def continuations(folder, args):
+    model, tokenizer = load(folder / "pretrain", args.device)
+    prompts = [[BOS, *tokenizer.encode(beginning)] for beginning in BEGINNINGS]
+    return {"texts": dict(zip(BEGINNINGS, map(tokenizer.decode, generate(model, prompts, Sampling(max_new_tokens=80)))))}
+
+
+# ---- what is told ----
+
+
+def percent(share):
+    return f"{share:.1%}"
+
+
+def as_markdown(parts, chosen):
+    """Tables and conversations from report.json."""
+    about = parts["settings"]
+    lines = [
+        f"# {about['device']}, preset {about['preset']}", "", "```bash", *parts["commands"], "```", "",
+        f"{about['device']}, torch {about['torch']}, {about['dtype']}; {parts['seconds'] / 60:.0f} minutes in all, from the first byte to this table.", "",
+        "| stage | steps | useful tokens | minutes | tokens/s | MFU | loss | val_loss | val_ppl | bits per byte |", "|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for stage in chosen:
+        if (row := parts.get(stage.name)) is None:
+            continue
+        lines.append(
+            f"| {stage.name} | {row['step']} | {row['tokens'] / 1e6:.1f}M | {row['train_seconds'] / 60:.1f} | {row['tokens'] / row['train_seconds']:,.0f} | "
+            f"{percent(row['mfu']) if 'mfu' in row else '-'} | {row['loss']:.3f} | {row['val_loss']:.3f} | {row['val_ppl']:.2f} | {row['val_bpb']:.3f} |"
+        )
+    graded = [(stage, parts[f"grade {stage.name}"]) for stage in chosen if f"grade {stage.name}" in parts]
+    if graded:
+        lines += ["", "| model | right, of held-out Chinese word problems | 95% interval | well formed | loss of ordinary replies |", "|---|---|---|---|---|"]
+    for stage, row in graded:
+        share = f"{percent(row['reasoning_accuracy'])} of {row['questions']} | {percent(row['interval'][0])} to {percent(row['interval'][1])} | {percent(row['well_formed'])}" if row["questions"] else "- | - | -"
+        lines.append(f"| {stage.name} | {share} | {row['ordinary_loss']:.3f} |")
+    if "continuations" in parts:
+        lines += ["", "## pretrain goes on with", *(f"- {beginning}**|**{text!r}" for beginning, text in parts["continuations"]["texts"].items())]
+    for stage, row in graded:
+        lines += ["", f"## {stage.name} replies"]
+        for question, reply in row["replies"].items():
+            expected = QUESTIONS[question]
+            verdict = f" ({'right' if is_right(reply, expected) else f'wrong, expected {expected}'}{', well formed' if is_well_formed(reply) else ''})" if expected else ""
+            lines += ["", f"> {question}{verdict}", "", "```text", reply, "```"]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_dir", default=".", help="the folder with the data (default: .)")
+    parser.add_argument("--out_dir", default="out/full", help="where everything goes (default: out/full)")
+    parser.add_argument("--preset", default="30m", choices=list(PRESETS), help="the model's shape (default: 30m)")
+    parser.add_argument("--vocab_size", type=int, default=6400, help="entries of the tokenizer (default: 6400)")
+    parser.add_argument("--minutes", type=float, default=0, help="of training, all stages together (default: as many as the tokens take)")
+    for stage, default in (("pretrain", "350e6"), ("sft", "40e6 and 20e6"), ("distill", "15e6")):
+        parser.add_argument(f"--{stage}_tokens", type=float, default=0, help=f"positions to train on, at most (default: {default})")
+    parser.add_argument("--step_tokens", type=int, default=80 * 512, help="positions in one step (default: 40960)")
+    parser.add_argument("--most_rows", type=int, default=80, help="rows in a micro-batch, at most (default: 80)")
+    parser.add_argument("--rate_scale", type=float, default=1.0, help="factor of the learning rates of pretraining and SFT; smaller models take larger ones (default: 1)")
+    parser.add_argument("--distill_rates", type=float, nargs="+", default=[3e-3, 3e-4, 1e-6], help="learning rates to distil with (default: 3e-3 3e-4 1e-6)")
+    parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens in a reply (default: 512)")
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare batches (default: 0)")
+    parser.add_argument("--seed", type=int, default=42, help="of weights and order (default: 42)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="arithmetic of the matrix products (default: auto)")
+    parser.add_argument("--device", default="", help=DEVICES_HELP)
+    parser.add_argument("--last", default="", help="stop after the stage of this name")
+    args = parser.parse_args(argv)
+    folder, chosen, device = Path(args.out_dir), stages(args.distill_rates), pick_device(args.device)
+    if args.last and args.last not in [stage.name for stage in chosen]:
+        raise ValueError(f"--last {args.last!r} is unknown, expected one of {', '.join(stage.name for stage in chosen)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        **{name: value for name, value in vars(args).items() if name not in ("last", "data_dir", "out_dir", "num_workers")},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU cores",
+        "dtype": str(pick_dtype(args.dtype, device)).removeprefix("torch."), "torch": torch.__version__,
+    }  # fmt: skip
+    report = Report(folder, settings)
+    command = shlex.join(["python", "tools/full_run.py", *(sys.argv[1:] if argv is None else argv)])
+    if command not in report.parts.setdefault("commands", []):
+        report.parts["commands"].append(command)
+
+    def do(name, title, work):
+        report.do(name, title, work)
+        write_atomically(folder / "experiments.md", lambda path: path.write_text(as_markdown(report.parts, chosen), encoding="utf-8"))
+        return report.parts[name]
+
+    do("data", "data", lambda: gather(Path(args.data_dir), folder / "data"))
+    tokenizer_flags = {"data_path": folder / "data" / "pretrain.jsonl", "vocab_size": args.vocab_size, "out_dir": folder / "tokenizer"}
+    do("tokenizer", "tokenizer", lambda: train_tokenizer.main(command_line(tokenizer_flags)) or {})
+    for stage in chosen:
+        planned = do(f"plan {stage.name}", f"{stage.name}: how long", lambda: plan(stage, folder, args))
+        do(stage.name, stage.name, lambda: train_stage(stage, planned, folder))
+        if stage.name == "pretrain":
+            do("continuations", "texts that it goes on with", lambda: continuations(folder, args))
+        elif stage.name != "SFT_512":
+            do(f"grade {stage.name}", f"{stage.name}: grading", lambda: grade(stage, folder, args))
+        if stage.name == args.last:
+            break
+    print(f"\n{as_markdown(report.parts, chosen).split(chr(10) + '## ')[0]}\neverything: {folder / 'experiments.md'}")
+
+
+if __name__ == "__main__":
+    run_script(main)
