@@ -163,7 +163,7 @@ def test_word_problems_ask_in_chinese_for_a_number(tmp_path):
     assert json.loads((tmp_path / "b.jsonl").read_text(encoding="utf-8")) == kept
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
     folder = tmp_path / "data"
     folder.mkdir()

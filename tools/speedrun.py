@@ -53,6 +53,7 @@ class Change:
     orthogonalize: object = None                # function () -> what takes the place of optimizer.orthogonalize
     schedule: object = None                     # function (progress from 0 to 1) -> part of the peak learning rate, after warm-up
     shape: object = None                        # function (progress) -> (tokens in a row, rows in a batch), at equal tokens
+    cuts: object = None                         # function (progress) -> the longest pieces of texts, each for a part of the texts
     mask: object = None                         # function (document_ids, progress) -> the mask, in place of document_mask's
 
 
@@ -221,6 +222,9 @@ CHANGES = {
     "twice the batch, rate x sqrt 2": Change({"batch_size": 16, "learning_rate": 1.13e-2}),
     "twice the batch, rows of 128, then 512": Change(shape=lambda progress: (128, 64) if progress < 1 / 2 else (512, 16)),
     "batch 4 rows, then 8, then 16": Change(shape=lambda progress: (512, 4 if progress < 1 / 4 else 8 if progress < 2 / 3 else 16)),
+    "pieces of 128, then 512": Change(cuts=lambda progress: (128,) if progress < 1 / 2 else (512,)),
+    "pieces of 256": Change(cuts=lambda progress: (256,)),
+    "half of the texts in pieces of 128": Change(cuts=lambda progress: (128, 512)),
     "window of 128, then all": Change(mask=window(128)),
     "window of 32, then all": Change(mask=window(32)),
     "chunks of 128, then all": Change(mask=chunks(128)),
@@ -237,6 +241,21 @@ class FirstRows(torch.utils.data.Subset):
     def __init__(self, rows, count):
         super().__init__(rows, range(min(count, len(rows))))
         self.cache, self.row_length = rows.cache, rows.row_length
+
+
+class CutRows(PackedRows):
+    """PackedRows whose texts are cut into shorter pieces than a row: at cuts[0] tokens, the next text at cuts[1] and so on in turn."""
+
+    def __init__(self, cache, row_length, seed, cuts):
+        self.cuts = cuts
+        super().__init__(cache, np.arange(len(cache)), row_length, seed)
+
+    def pieces_of_texts(self, documents):
+        row_length, found = self.row_length, []
+        for number, self.row_length in enumerate(self.cuts):
+            found.append(super().pieces_of_texts(documents[number :: len(self.cuts)]))
+        self.row_length = row_length
+        return [np.concatenate(arrays) for arrays in zip(*found)]
 
 
 class ChangedRun(trainer.Run):
@@ -273,11 +292,12 @@ def train_changed(change, model, cache, config, tokens):
 
     while seen < tokens:
         shape = change.shape(seen / tokens) if change.shape else (config.max_seq_len, config.batch_size)
-        if shape not in runs:
-            rows = PackedRows(cache, np.arange(len(cache)), shape[0], config.seed)
+        cuts = change.cuts(seen / tokens) if change.cuts else (shape[0],)
+        if (shape, cuts) not in runs:
+            rows = CutRows(cache, shape[0], config.seed, cuts)
             shaped = replace(config, max_seq_len=shape[0], batch_size=shape[1])
-            runs[shape] = ChangedRun(change, rate_at, run and run.optimizers, model, rows, shaped, 0, 1, pick_device(config.device))
-        run = runs[shape]
+            runs[shape, cuts] = ChangedRun(change, rate_at, run and run.optimizers, model, rows, shaped, 0, 1, pick_device(config.device))
+        run = runs[shape, cuts]
         run.progress = seen / tokens
         losses.append(float(run.take_step(len(losses) + 1, run.forward)["loss"]))
         seen += shape[0] * shape[1]
