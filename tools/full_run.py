@@ -132,7 +132,7 @@ def plan(stage, folder, args):
 
 
 def train_stage(stage, planned, folder):
-    """The last value of each metric, with the best validation loss on the way."""
+    """The last value of each metric, the seconds of training and the number of parameters."""
     resume = (folder / stage.name / "training_state.pt").is_file()
     last = stage.script.main(command_line(planned["flags"]) + ["--resume"] * resume)
     return {**last, "train_seconds": round(last["seconds"], 1), "parameters": load(folder / stage.name, "cpu")[0].num_parameters()}
