@@ -6,6 +6,8 @@ that each reply is what it would be alone.
 
 import codecs
 import math
+import statistics
+import time
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,7 +62,8 @@ def sample(logits, sampling, generator=None):
 def stream(model, prompts, sampling):
     """Yield one list of B token ids per step, until each reply has ended, is `max_new_tokens` long or fills the context.
 
-    prompts: B lists of ids. A reply that has ended goes on with end tokens. Raises ValueError for a prompt that leaves no room.
+    prompts: B lists of ids. A reply that has ended goes on with end tokens; when half of the replies have ended, the others
+    go on without them. Raises ValueError for a prompt that leaves no room.
     """
     config, device = model.config, model.lm_head.weight.device
     longest, context = max(map(len, prompts)), config.max_position_embeddings
@@ -74,15 +77,24 @@ def stream(model, prompts, sampling):
     mask = cache.mask(longest, torch.tensor(documents, device=device) if has_padding else None)
     logits = model(torch.tensor(padded, device=device), mask, cache=cache, last_only=True)[:, -1]  # (B, V)
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
-    decode = {"cuda": CapturedDecoding, "cpu": CPUDecoding}.get(device.type, Decoding)(model, cache)
+    Decode = {"cuda": CapturedDecoding, "cpu": CPUDecoding}.get(device.type, Decoding)
+    decode, end = Decode(model, cache), config.eos_token_id
+    rows, ended = list(range(len(prompts))), torch.zeros(len(prompts), dtype=torch.bool, device=device)  # of those in the cache
     for position in range(longest, length):
-        next_ids = sample(logits, sampling, generator).masked_fill(ended, config.eos_token_id)
-        ended |= next_ids == config.eos_token_id
-        ids = next_ids.tolist()
+        next_ids = sample(logits, sampling, generator).masked_fill(ended, end)
+        ended |= next_ids == end
+        ids = [end] * len(prompts)
+        for row, id in zip(rows, next_ids.tolist()):
+            ids[row] = id
         yield ids
-        if position + 1 == length or set(ids) == {config.eos_token_id}:
+        unfinished = sum(id != end for id in ids)
+        if position + 1 == length or not unfinished:
             return
+        if unfinished <= len(rows) / 2:
+            kept = (~ended).nonzero()[:, 0]
+            next_ids, ended, rows = next_ids[kept], ended[kept], [rows[place] for place in kept.tolist()]
+            cache = cache.of(kept, position)
+            decode = Decode(model, cache)
         logits = decode(next_ids[:, None])
 
 
@@ -97,7 +109,11 @@ class Decoding:
 
 
 class CPUDecoding(Decoding):
-    """The same on a CPU, where small products and the calls between them cost as much as reading the weights: fewer of both."""
+    """The same on a CPU, where small products and the calls between them cost as much as reading the weights: fewer of both.
+
+    Which product is fastest depends on the processor and on B, so they are timed at the first call. Their sums are rounded
+    differently: where two are about as fast, a reply can differ in rare cases from one run to the next.
+    """
 
     @cached_property
     def weights(self):
@@ -110,8 +126,15 @@ class CPUDecoding(Decoding):
             found.append((qkv, attn.o_proj.weight, gate_up, mlp.down_proj.weight))
         return found
 
+    @cached_property
+    def product(self):
+        """x (B, inputs), weight (outputs, inputs) -> x times the transposed weight (B, outputs)."""
+        weights = [gate_up for _, _, gate_up, _ in self.weights]
+        x = weights[0].new_ones(len(self.cache.document_ids), weights[0].shape[1])
+        return fastest([F.linear, matrix_first_twice if len(x) == 1 else matrix_first], x, weights)
+
     def __call__(self, ids):
-        decoder, cache, config = self.model.model, self.cache, self.model.config
+        decoder, cache, config, product = self.model.model, self.cache, self.model.config, self.product
         B, H, K, D = len(ids), config.num_attention_heads, config.num_key_value_heads, config.head_dim
         mask, where = cache.mask(1), cache.next(1)
         cos, sin = decoder.cos[where], decoder.sin[where]
@@ -128,14 +151,26 @@ class CPUDecoding(Decoding):
         return product(decoder.norm(x), self.model.lm_head.weight)
 
 
-def product(x, weight):
-    """x (B, inputs) times the transpose of weight (outputs, inputs): the numbers of F.linear.
-
-    The matrix comes first, since for few vectors the kernel for that order uses all cores; that for one vector does not, so it is given twice.
-    """
-    if len(x) == 1:
-        return (weight @ torch.cat([x, x]).T)[:, :1].T
+def matrix_first(x, weight):
+    """F.linear by the product of the other order: half of its time for 16 vectors on two cores of a Xeon, more than its time for 64."""
     return (weight @ x.T).T.contiguous()
+
+
+def matrix_first_twice(x, weight):
+    """The same for one vector, given twice: half of F.linear's time on two cores of an EPYC, which gives one vector one core; twice its time on a Xeon."""
+    return (weight @ torch.cat([x, x]).T)[:, :1].T
+
+
+def fastest(products, x, weights):
+    """The product that takes the least time here with x (B, inputs) and the `weights`, each (outputs, inputs)."""
+    seconds = [[] for _ in products]
+    for turn in range(max(len(weights), 5)):
+        for number, product in enumerate(products):
+            weight = weights[(turn + number) % len(weights)]  # not the one just read, which the processor may still hold
+            start = time.perf_counter()
+            product(x, weight)
+            seconds[number].append(time.perf_counter() - start)
+    return min(zip(map(statistics.median, seconds), products), key=lambda timed: timed[0])[1]
 
 
 class CapturedDecoding(Decoding):
@@ -177,7 +212,7 @@ def batches_of_like_length(lengths, room, batch_size):
         yield batch
 
 
-def generate(model, prompts, sampling, batch_size=64):
+def generate(model, prompts, sampling, batch_size=128):
     """The reply to each prompt (lists of ids), without its end token. Prompts of like length are answered together."""
     replies = [[] for _ in prompts]
     room = model.config.max_position_embeddings - sampling.max_new_tokens

@@ -9,6 +9,7 @@ differences of positions only.
 """
 
 import math
+from copy import copy
 from pathlib import Path
 
 import torch
@@ -104,6 +105,13 @@ class KVCache:
 
     def fix(self):
         self.at = torch.tensor([self.used], device=self.document_ids.device)
+
+    def of(self, rows, used):
+        """A cache of some of the sequences alone, with the positions used so far; rows (B')."""
+        one = copy(self)
+        one.keys, one.values = ([tensor[rows] for tensor in tensors] for tensors in (self.keys, self.values))
+        one.document_ids, one.used, one.at = self.document_ids[rows], used, None
+        return one
 
     def next(self, T):
         """Where the next T positions are: an index for a dimension of size `length`."""

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from conftest import conversation, tiny_model
 
 import eval_model
 from eval_model import fit, is_right, is_well_formed
-from generate import PADDING, CPUDecoding, Decoding, Sampling, as_text, batches_of_like_length, generate, sample, stream
+from generate import (
+    PADDING, CPUDecoding, Decoding, Sampling, as_text, batches_of_like_length, fastest, generate, matrix_first, matrix_first_twice, sample, stream,
+)  # fmt: skip
 from model import KVCache
 
 
@@ -44,6 +47,25 @@ def test_long_prompt_does_not_shorten_the_replies_beside_it():
     assert len(alone[0]) == 60 and list(batches_of_like_length([2, 101, 3, 111, 111], 68, 9)) == [[0, 2], [1], [3, 4]]
 
 
+def test_replies_that_have_ended_leave_the_batch_and_the_others_stay_what_they_are(monkeypatch):
+    model, batches = tiny_model(0), []
+    with torch.no_grad():
+        model.lm_head.weight[2] *= 3  # the end token wins sooner or later
+    prompts = [[1, 50 + number] + [60 + 7 * number, 90 + number] * (5 * number % 8) for number in range(8)]
+    alone = [generate(model, [prompt], Sampling(max_new_tokens=60))[0] for prompt in prompts]
+
+    class Counting(CPUDecoding):
+        def __call__(self, ids):
+            batches.append(len(ids))
+            return super().__call__(ids)
+
+    monkeypatch.setattr("generate.CPUDecoding", Counting)
+    assert generate(model, prompts, Sampling(max_new_tokens=60)) == alone
+    lengths = sorted(map(len, alone))
+    assert lengths[3] < lengths[4] and lengths[-1] == 60  # half of them end before the others
+    assert batches == [8] * lengths[3] + [4] * (59 - lengths[3])
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("batch, padding, changes", [(1, 0, {}), (3, 0, {}), (3, 4, {}), (1, 0, {"num_key_value_heads": 6, "tie_word_embeddings": False})])
 def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, changes):
@@ -63,6 +85,27 @@ def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, changes
         torch.testing.assert_close(lean(one), whole(one), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(caches[0].keys, caches[1].keys, rtol=1e-4, atol=1e-5)
     assert caches[0].used == caches[1].used == 24
+
+
+@pytest.mark.parametrize("product, batch", [(matrix_first, 3), (matrix_first, 1), (matrix_first_twice, 1)])
+def test_products_of_decoding_are_those_of_float64(product, batch):
+    x, weight = torch.randn(batch, 24), torch.randn(10, 24)
+    found = product(x, weight)
+    torch.testing.assert_close(found.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
+    assert found.shape == (batch, 10)
+
+
+@pytest.mark.parametrize("slow", [0, 1])
+def test_decoding_takes_the_product_that_is_fastest_here(slow):
+    def sleeps(x, weight):
+        time.sleep(0.002)
+
+    def is_ready(x, weight):
+        pass
+
+    products = [is_ready, is_ready]
+    products[slow] = sleeps
+    assert fastest(products, torch.ones(1, 4), [torch.ones(2, 4)] * 3) is is_ready
 
 
 def test_generation_stops_at_the_end_token_the_limit_and_the_context():

@@ -58,7 +58,7 @@ ON_CUDA = [  # more candidates for `train`
     "weakwater eager", "weakwater whole logits", "weakwater dense mask", "transformers compiled packed", "transformers compiled padded",
 ]  # fmt: skip
 PROMPT_TOKENS, NEW_TOKENS, TOGETHER = 256, 128, 32
-QUESTION_TOKENS, QUESTIONS = 64, 64  # as in scoring, with as many new tokens
+QUESTION_TOKENS, QUESTIONS = 64, 128  # as in scoring; with as many new tokens as the question has
 WARMUP_STEPS = 2
 
 
