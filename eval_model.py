@@ -69,12 +69,12 @@ def is_right(reply, expected):
     return found == expected
 
 
-def score(model, tokenizer, questions, max_new_tokens=512):
+def score(model, tokenizer, questions, max_new_tokens=512, shows_progress=False):
     """Greedy replies to questions, a list of (prompt ids, expected reply).
 
     Returns {"reasoning_accuracy": share of right answers (see is_right), "well_formed": share of replies in R1 format}.
     """
-    replies = [tokenizer.decode(ids) for ids in generate(model, [prompt for prompt, _ in questions], Sampling(max_new_tokens=max_new_tokens))]
+    replies = [tokenizer.decode(ids) for ids in generate(model, [prompt for prompt, _ in questions], Sampling(max_new_tokens=max_new_tokens), shows_progress=True)]
     right = [is_right(reply, expected) for reply, (_, expected) in zip(replies, questions)]
     return {
         "reasoning_accuracy": sum(right) / len(questions),
@@ -94,7 +94,7 @@ def score_file(model, tokenizer, path, max_new_tokens=512):
         questions.append((tokenizer.prompt_ids(messages[:first_reply]), messages[first_reply]["content"]))
     if not questions:
         raise ValueError(f"{path}: expected conversations, found an empty file")
-    return {"questions": len(questions), **score(model, tokenizer, questions, max_new_tokens)}
+    return {"questions": len(questions), **score(model, tokenizer, questions, max_new_tokens, shows_progress=True)}
 
 
 # ---- chat ----

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 from model import KVCache, attention, rotate
 
@@ -212,15 +213,19 @@ def batches_of_like_length(lengths, room, batch_size):
         yield batch
 
 
-def generate(model, prompts, sampling, batch_size=128):
+def generate(model, prompts, sampling, batch_size=128, shows_progress=False):
     """The reply to each prompt (lists of ids), without its end token. Prompts of like length are answered together."""
-    replies = [[] for _ in prompts]
+    replies, end = [[] for _ in prompts], model.config.eos_token_id
     room = model.config.max_position_embeddings - sampling.max_new_tokens
-    for chosen in batches_of_like_length([len(prompt) for prompt in prompts], room, batch_size):
-        steps = list(stream(model, [prompts[number] for number in chosen], sampling))
-        for number, reply in zip(chosen, zip(*steps)):
-            end = model.config.eos_token_id
-            replies[number] = list(reply[: reply.index(end)] if end in reply else reply)
+    with tqdm(total=len(prompts), unit="reply", disable=None if shows_progress else True, leave=False) as bar:
+        for chosen in batches_of_like_length([len(prompt) for prompt in prompts], room, batch_size):
+            steps, before = [], bar.n
+            for ids in stream(model, [prompts[number] for number in chosen], sampling):
+                steps.append(ids)
+                bar.update(before + ids.count(end) - bar.n)
+            bar.update(before + len(chosen) - bar.n)
+            for number, reply in zip(chosen, zip(*steps)):
+                replies[number] = list(reply[: reply.index(end)] if end in reply else reply)
     return replies
 
 
