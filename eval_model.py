@@ -74,7 +74,8 @@ def score(model, tokenizer, questions, max_new_tokens=512, shows_progress=False)
 
     Returns {"reasoning_accuracy": share of right answers (see is_right), "well_formed": share of replies in R1 format}.
     """
-    replies = [tokenizer.decode(ids) for ids in generate(model, [prompt for prompt, _ in questions], Sampling(max_new_tokens=max_new_tokens), shows_progress=True)]
+    prompts, sampling = [prompt for prompt, _ in questions], Sampling(max_new_tokens=max_new_tokens)
+    replies = [tokenizer.decode(ids) for ids in generate(model, prompts, sampling, shows_progress=shows_progress)]
     right = [is_right(reply, expected) for reply, (_, expected) in zip(replies, questions)]
     return {
         "reasoning_accuracy": sum(right) / len(questions),

@@ -63,8 +63,8 @@ def sample(logits, sampling, generator=None):
 def stream(model, prompts, sampling):
     """Yield one list of B token ids per step, until each reply has ended, is `max_new_tokens` long or fills the context.
 
-    prompts: B lists of ids. A reply that has ended goes on with end tokens; when half of the replies have ended, the others
-    go on without them. Raises ValueError for a prompt that leaves no room.
+    prompts: B lists of ids. A reply that has ended goes on with end tokens, but whenever half of those that are computed have
+    ended, the others go on without them. Raises ValueError for a prompt that leaves no room.
     """
     config, device = model.config, model.lm_head.weight.device
     longest, context = max(map(len, prompts)), config.max_position_embeddings
@@ -78,9 +78,9 @@ def stream(model, prompts, sampling):
     mask = cache.mask(longest, torch.tensor(documents, device=device) if has_padding else None)
     logits = model(torch.tensor(padded, device=device), mask, cache=cache, last_only=True)[:, -1]  # (B, V)
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    Decode = {"cuda": CapturedDecoding, "cpu": CPUDecoding}.get(device.type, Decoding)
-    decode, end = Decode(model, cache), config.eos_token_id
-    rows, ended = list(range(len(prompts))), torch.zeros(len(prompts), dtype=torch.bool, device=device)  # of those in the cache
+    decode = {"cuda": CapturedDecoding, "cpu": CPUDecoding}.get(device.type, Decoding)(model, cache)
+    rows, end = list(range(len(prompts))), config.eos_token_id  # rows: the replies that are computed
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for position in range(longest, length):
         next_ids = sample(logits, sampling, generator).masked_fill(ended, end)
         ended |= next_ids == end
@@ -91,30 +91,35 @@ def stream(model, prompts, sampling):
         unfinished = sum(id != end for id in ids)
         if position + 1 == length or not unfinished:
             return
-        if unfinished <= len(rows) / 2:
+        if decode.can_drop_rows and unfinished <= len(rows) / 2:
             kept = (~ended).nonzero()[:, 0]
             next_ids, ended, rows = next_ids[kept], ended[kept], [rows[place] for place in kept.tolist()]
-            cache = cache.of(kept, position)
-            decode = Decode(model, cache)
+            decode.keep(kept)
         logits = decode(next_ids[:, None])
 
 
 class Decoding:
     """One more token for each sequence in a cache: ids (B, 1) -> logits (B, V)."""
 
+    can_drop_rows = True
+
     def __init__(self, model, cache):
         self.model, self.cache = model, cache
+
+    def keep(self, rows):
+        """Go on with these sequences alone."""
+        self.cache = self.cache.selected(rows)
 
     def __call__(self, ids):
         return self.model(ids, cache=self.cache, last_only=True)[:, -1]
 
 
 class CPUDecoding(Decoding):
-    """The same on a CPU, where small products and the calls between them cost as much as reading the weights: fewer of both.
+    """The same on a CPU, where small products and the calls between them cost as much as reading the weights: fewer of both."""
 
-    Which product is fastest depends on the processor and on B, so they are timed at the first call. Their sums are rounded
-    differently: where two are about as fast, a reply can differ in rare cases from one run to the next.
-    """
+    def __init__(self, model, cache):
+        super().__init__(model, cache)
+        self.products = {}  # by the number of sequences
 
     @cached_property
     def weights(self):
@@ -127,15 +132,16 @@ class CPUDecoding(Decoding):
             found.append((qkv, attn.o_proj.weight, gate_up, mlp.down_proj.weight))
         return found
 
-    @cached_property
-    def product(self):
-        """x (B, inputs), weight (outputs, inputs) -> x times the transposed weight (B, outputs)."""
-        weights = [gate_up for _, _, gate_up, _ in self.weights]
-        x = weights[0].new_ones(len(self.cache.document_ids), weights[0].shape[1])
-        return fastest([F.linear, matrix_first_twice if len(x) == 1 else matrix_first], x, weights)
+    def product(self, B):
+        """The fastest one for B sequences, as a layer's largest matrix shows: x (B, inputs), weight (outputs, inputs) -> (B, outputs)."""
+        if B not in self.products:
+            weights = [gate_up for _, _, gate_up, _ in self.weights]
+            candidates = [F.linear, matrix_first_twice if B == 1 else matrix_first]
+            self.products[B] = fastest(candidates, weights[0].new_ones(B, weights[0].shape[1]), weights)
+        return self.products[B]
 
     def __call__(self, ids):
-        decoder, cache, config, product = self.model.model, self.cache, self.model.config, self.product
+        decoder, cache, config, product = self.model.model, self.cache, self.model.config, self.product(len(ids))
         B, H, K, D = len(ids), config.num_attention_heads, config.num_key_value_heads, config.head_dim
         mask, where = cache.mask(1), cache.next(1)
         cos, sin = decoder.cos[where], decoder.sin[where]
@@ -153,30 +159,37 @@ class CPUDecoding(Decoding):
 
 
 def matrix_first(x, weight):
-    """F.linear by the product of the other order: half of its time for 16 vectors on two cores of a Xeon, more than its time for 64."""
+    """F.linear by the product of the other order, whose kernel has other numbers of vectors at which it is good."""
     return (weight @ x.T).T.contiguous()
 
 
 def matrix_first_twice(x, weight):
-    """The same for one vector, given twice: half of F.linear's time on two cores of an EPYC, which gives one vector one core; twice its time on a Xeon."""
+    """The same for one vector, given twice: some processors' kernel for one vector uses one core, that for two uses all."""
     return (weight @ torch.cat([x, x]).T)[:, :1].T
 
 
 def fastest(products, x, weights):
-    """The product that takes the least time here with x (B, inputs) and the `weights`, each (outputs, inputs)."""
+    """The product that takes the least time with x (B, inputs) and `weights`, each (outputs, inputs): it depends on the processor and on B.
+
+    Products round differently, so a chance that decides between two of them can change a reply from one run to the next. The
+    first is therefore taken unless another saves a tenth of the time.
+    """
     seconds = [[] for _ in products]
     for turn in range(max(len(weights), 5)):
         for number, product in enumerate(products):
-            weight = weights[(turn + number) % len(weights)]  # not the one just read, which the processor may still hold
+            weight = weights[(turn * len(products) + number) % len(weights)]  # not the one just read, which the processor may still hold
             start = time.perf_counter()
             product(x, weight)
             seconds[number].append(time.perf_counter() - start)
-    return min(zip(map(statistics.median, seconds), products), key=lambda timed: timed[0])[1]
+    medians = [statistics.median(of_one) for of_one in seconds]
+    best = min(medians)
+    return products[0] if best > 0.9 * medians[0] else products[medians.index(best)]
 
 
 class CapturedDecoding(Decoding):
     """The same, recorded at the first call as a CUDA graph and replayed: one launch, where some 300 kernels keep the card waiting."""
 
+    can_drop_rows = False  # fewer rows would be another graph, to be recorded anew
     graph = None
 
     def capture(self, ids):

@@ -106,12 +106,12 @@ class KVCache:
     def fix(self):
         self.at = torch.tensor([self.used], device=self.document_ids.device)
 
-    def of(self, rows, used):
-        """A cache of some of the sequences alone, with the positions used so far; rows (B')."""
-        one = copy(self)
-        one.keys, one.values = ([tensor[rows] for tensor in tensors] for tensors in (self.keys, self.values))
-        one.document_ids, one.used, one.at = self.document_ids[rows], used, None
-        return one
+    def selected(self, rows):
+        """A cache of some of the sequences alone, by their numbers (B'). Not once fixed."""
+        chosen = copy(self)
+        chosen.keys, chosen.values = ([tensor[rows] for tensor in tensors] for tensors in (self.keys, self.values))
+        chosen.document_ids = self.document_ids[rows]
+        return chosen
 
     def next(self, T):
         """Where the next T positions are: an index for a dimension of size `length`."""

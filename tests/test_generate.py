@@ -2,10 +2,10 @@
 
 import io
 import sys
-import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import conversation, tiny_model
 
 import eval_model
@@ -50,7 +50,7 @@ def test_long_prompt_does_not_shorten_the_replies_beside_it():
 def test_replies_that_have_ended_leave_the_batch_and_the_others_stay_what_they_are(monkeypatch):
     model, batches = tiny_model(0), []
     with torch.no_grad():
-        model.lm_head.weight[2] *= 3  # the end token wins sooner or later
+        model.lm_head.weight[2] *= 6  # the end token wins sooner or later
     prompts = [[1, 50 + number] + [60 + 7 * number, 90 + number] * (5 * number % 8) for number in range(8)]
     alone = [generate(model, [prompt], Sampling(max_new_tokens=60))[0] for prompt in prompts]
 
@@ -61,14 +61,15 @@ def test_replies_that_have_ended_leave_the_batch_and_the_others_stay_what_they_a
 
     monkeypatch.setattr("generate.CPUDecoding", Counting)
     assert generate(model, prompts, Sampling(max_new_tokens=60)) == alone
-    lengths = sorted(map(len, alone))
-    assert lengths[3] < lengths[4] and lengths[-1] == 60  # half of them end before the others
-    assert batches == [8] * lengths[3] + [4] * (59 - lengths[3])
+    *_, half, fifth, three_quarters, but_one, last = sorted(map(len, alone))
+    assert 0 < half < fifth < three_quarters < but_one < last == 60
+    assert batches == [8] * half + [4] * (three_quarters - half) + [2] * (but_one - three_quarters) + [1] * (59 - but_one)
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("batch, padding, changes", [(1, 0, {}), (3, 0, {}), (3, 4, {}), (1, 0, {"num_key_value_heads": 6, "tie_word_embeddings": False})])
-def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, changes):
+@pytest.mark.parametrize("batch, padding, product", [(1, 0, F.linear), (1, 0, matrix_first_twice), (3, 0, F.linear), (3, 4, matrix_first)])
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 6, "tie_word_embeddings": False}])
+def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, product, changes):
     model = tiny_model(**changes)
     for name, parameter in model.named_parameters():
         if "norm" in name:
@@ -80,6 +81,7 @@ def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, changes
     for cache in caches:
         model(ids[:, :7], cache.mask(7, documents[:, :7] if padding else None), cache=cache)
     lean, whole = CPUDecoding(model, caches[0]), Decoding(model, caches[1])
+    lean.products[batch] = product
     for position in range(7, 24):
         one = ids[:, position : position + 1]
         torch.testing.assert_close(lean(one), whole(one), rtol=1e-4, atol=1e-5)
@@ -95,17 +97,22 @@ def test_products_of_decoding_are_those_of_float64(product, batch):
     assert found.shape == (batch, 10)
 
 
-@pytest.mark.parametrize("slow", [0, 1])
-def test_decoding_takes_the_product_that_is_fastest_here(slow):
-    def sleeps(x, weight):
-        time.sleep(0.002)
+@pytest.mark.parametrize("seconds, taken", [((1.0, 0.5), 1), ((0.5, 1.0), 0), ((1.0, 0.95), 0)])
+def test_decoding_takes_another_product_than_the_first_where_it_saves_a_tenth_of_the_time(monkeypatch, seconds, taken):
+    clock, read = [0.0], []
+    monkeypatch.setattr("generate.time.perf_counter", lambda: clock[0])
 
-    def is_ready(x, weight):
-        pass
+    def lasting(seconds):
+        def product(x, weight):
+            clock[0] += seconds
+            read.append(float(weight[0, 0]))
 
-    products = [is_ready, is_ready]
-    products[slow] = sleeps
-    assert fastest(products, torch.ones(1, 4), [torch.ones(2, 4)] * 3) is is_ready
+        return product
+
+    products = [lasting(each) for each in seconds]
+    weights = [torch.full((2, 4), float(number)) for number in range(3)]
+    assert fastest(products, torch.ones(1, 4), weights) is products[taken]
+    assert len(read) == 10 and all(one != other for one, other in zip(read, read[1:]))  # none is timed on what was just read
 
 
 def test_generation_stops_at_the_end_token_the_limit_and_the_context():

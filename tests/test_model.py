@@ -114,21 +114,6 @@ def test_a_fixed_cache_gives_the_same_logits_by_the_same_operations(padding):
 
 
 @torch.no_grad()
-def test_some_sequences_of_a_fixed_cache_go_on_alone():
-    model, ids, kept = tiny_model(), random_ids(), torch.tensor([0, 2])
-    cache = KVCache(model.config, B, T, "cpu")
-    model(ids[:, :7], cache=cache)
-    cache.fix()
-    model(ids[:, 7:8], cache=cache)
-    cache = cache.of(kept, 8)
-    assert cache.at is None and cache.used == 8
-    for position in range(8, T):
-        cache.fix()
-        last = model(ids[kept, position : position + 1], cache=cache)
-    torch.testing.assert_close(last[:, 0], model(ids)[kept, -1], rtol=1e-4, atol=1e-5)
-
-
-@torch.no_grad()
 def test_left_padding_changes_no_logits():
     model = tiny_model()
     ids = random_ids(shape=(1, 9))
