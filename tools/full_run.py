@@ -12,7 +12,6 @@ written as they come: report.json, experiments.md (tables and conversations), an
 """
 
 import argparse
-import json
 import lzma
 import math
 import re
