@@ -30,16 +30,17 @@ def dry_run(make_run, config, validation, has_probe=False):
     flags = f"--batch_size {run.config.batch_size} --accumulation_steps {run.config.accumulation_steps}"
     lines = [
         run.describe(),
-        f"speed   {len(seconds)} steps of {step_seconds:.3g} seconds, {tokens / sum(seconds):,.0f} useful tokens a second" + (f", MFU {share:.1%}" if share else ""),
-        f"time    {run.total_steps} steps take {hours:.2f} hours with validation" + (", without the questions that it answers there" if has_probe else ""),
+        f"speed   {step_seconds:.3g} seconds a step ({len(seconds)} were timed), {tokens / sum(seconds):,.0f} useful tokens a second" + (f", MFU {share:.1%}" if share else ""),
+        f"time    {run.total_steps} steps take {duration(hours)} with validation" + (", and longer by the time of the sample replies made there" if has_probe else ""),
         f"memory  {flags} fits" + (f", and up to about --batch_size {largest}" if largest else ""),
         f"disk    {needed / 1e9:.2f} GB for {config.out_dir}, {free / 1e9:.2f} GB are free",
-        "Nothing was written. The same command without --dry_run trains" + ("." if run.config == config else f", if {flags} is added to it."),
     ]
     if run.rank == 0:
         print("\n".join(lines))
     if needed > free:
         raise ValueError(f"{config.out_dir} needs {needed / 1e9:.2f} GB, found {free / 1e9:.2f} GB free: make room, or pass another --out_dir")
+    if run.rank == 0:
+        print("Nothing was written. The same command without --dry_run trains" + ("." if run.config == config else f", if {flags} is added to it."))
     return {"hours": hours, "step_seconds": step_seconds, "tokens_per_second": tokens / sum(seconds), "largest_batch": largest, "disk_bytes": needed}
 
 
@@ -89,6 +90,10 @@ def hours_of_run(run, step_seconds, validation):
     row_seconds = step_seconds / run.rows_per_step
     validations = run.total_steps // config.eval_every + (run.total_steps % config.eval_every > 0)
     return (run.total_steps * step_seconds + (validations * len(validation) * row_seconds / 3 if validation else 0)) / 3600
+
+
+def duration(hours):
+    return f"{hours:.1f} hours" if hours >= 1 else f"{hours * 60:.1f} minutes"
 
 
 def once_bytes(run):

@@ -193,7 +193,8 @@ def load(args):
     folder, script = MODES[args.model_mode]
     folder = Path(args.model_dir or folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} not found: run {script} first, or pass --model_dir (python quickstart.py makes out/quickstart/{folder.name})")
+        makes = f"run {script} first, or pass --model_dir (python quickstart.py makes out/quickstart/{folder.name})"
+        raise FileNotFoundError(f"{folder} not found: {'expected the folder of a checkpoint, such as out/SFT' if args.model_dir else makes}")
     model, tokenizer = WeakWater.from_pretrained(folder), ChatTokenizer(folder)
     check_vocabulary(folder, tokenizer)
     return model.to(pick_device(args.device)), tokenizer

@@ -91,6 +91,7 @@ def train(model, rows, config, validation=None, probe=None):
                         f", saved in {config.out_dir}: the same command with --resume goes on from here"
                         if saved else f": {run.no_sense()}"))
                     sys.exit(128 + (stopped or [signal.SIGTERM])[0])
+        log.say(f"the model is in {config.out_dir}")
         log.close()
         return log.last
 

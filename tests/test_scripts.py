@@ -95,7 +95,7 @@ def test_dry_run_tells_time_memory_and_disk_and_leaves_nothing(data, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     result = run("pretrain.py", "--data_path", mine, *SMALL, "--max_steps", "4", "--dry_run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    for expected in ("3 steps of", "4 steps take 0.0", " fits", "GB are free", "Nothing was written"):
+    for expected in ("seconds a step (3 were timed)", "4 steps take 0.", " minutes with validation", " fits", "GB are free", "Nothing was written"):
         assert expected in result.stdout, (expected, result.stdout)
     assert sorted(tmp_path.rglob("*")) == before
 

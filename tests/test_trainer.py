@@ -7,6 +7,7 @@ import pickle
 import signal
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -414,6 +415,14 @@ def test_a_dry_run_halves_the_batch_until_it_fits_and_trains_on_equally_many_row
     assert "--batch_size 8 does not fit" in said and "--batch_size 2 --accumulation_steps 8 fits" in said and "steps of 16 rows" in said
     assert "if --batch_size 2 --accumulation_steps 8 is added to it" in said
     assert promised["hours"] > 0 and not os.path.exists(config.out_dir)
+
+
+def test_a_dry_run_that_finds_too_small_a_disk_promises_nothing(rows, config, monkeypatch, capsys):
+    monkeypatch.setattr("dry_run.shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(ValueError, match=r"needs 0\.00 GB, found 0\.00 GB free: make room, or pass another --out_dir"):
+        train(tiny_model(), rows, replace(config, dry_run=True))
+    said = capsys.readouterr().out
+    assert "seconds a step" in said and "Nothing was written" not in said
 
 
 def test_a_dry_run_counts_the_states_that_a_checkpoint_will_hold(rows, config):

@@ -13,6 +13,9 @@ written are each one's medians, and the medians of the first candidate's ratios 
 runs in the same loop with the same optimizer: on packed rows under a plain causal mask, which lets documents see each other
 (less work than keeping them apart), and on padded rows, each conversation alone in one. Without --data_path, generated
 conversations are used. llama.cpp takes part in `generate` where llama_cpp can be imported.
+
+In `generate`, names without a prefix are of one prompt of 256 tokens, batched_ of 32 such prompts together, question_ of one of
+64 tokens and questions_ of 128 such ones together, as in scoring.
 """
 
 import argparse
@@ -342,9 +345,14 @@ def about_machine(device):
 
 
 def candidates(args, device):
+    known = CANDIDATES[args.what] + (ON_CUDA if args.what == "train" else [])
+    if unknown := set(args.only or []) - set(known):
+        raise ValueError(f"--only {', '.join(map(repr, sorted(unknown)))} is unknown to {args.what}, expected some of {', '.join(map(repr, known))}")
     names = args.only or CANDIDATES[args.what] + (ON_CUDA if args.what == "train" and device.type == "cuda" else [])
     if "llama.cpp" in names and (device.type != "cpu" or not can_import("llama_cpp")):
         names = [name for name in names if name != "llama.cpp"]
+    if not names:
+        raise ValueError("--only llama.cpp wants a CPU and pip install llama-cpp-python")
     return names
 
 
@@ -376,9 +384,9 @@ def prepare(args, folder):
 
 
 def compare(args, folder):
-    prepare(args, folder)
     device = pick_device(args.device)
     names = candidates(args, device)
+    prepare(args, folder)
     command = " ".join(["python", "tools/benchmark.py", *sys.argv[1:]])
     result = {"what": args.what, "command": command, **about_machine(device), "dtype": str(pick_dtype(args.dtype, device)), "rounds": args.rounds, "candidates": {}}
     flags = [*sys.argv[1:], *(f"--{name}={getattr(args, name)}" for name in ("data_path", "tokenizer", "cache_dir"))]
@@ -388,7 +396,9 @@ def compare(args, folder):
         found = {key: statistics.median(r[name][key] for r in rounds) for key in rounds[0][name]}
         ratios = {key: statistics.median(r[names[0]][key] / r[name][key] for r in rounds if r[name][key]) for key in shared if name != names[0]}
         result["candidates"][name] = found | ({f"ratio_of_{names[0]}": ratios} if ratios else {})
-        print(name + "".join(f" | {key} {value:,.4g}" + (f" ({ratios[key]:.2f} x)" if key in ratios else "") for key, value in found.items()))
+        print(name)
+        for key, value in found.items():
+            print(f"  {key:34} {value:12,.{0 if value >= 100 else 3}f}" + (f"  ({ratios[key]:.2f} x)" if key in ratios else ""))
     path = Path(args.out_dir) / f"{args.what}_{args.name or ('cpu' if device.type == 'cpu' else result['device'].replace(' ', '_'))}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda path: path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
@@ -403,7 +413,7 @@ def main(argv=None):
     parser.add_argument("--cache_dir", default="", help="where token caches go (default: a temporary folder)")
     parser.add_argument("--out_dir", default="benchmarks", help="where the JSON goes (default: benchmarks)")
     parser.add_argument("--name", default="", help="in the JSON's file name (default: cpu, or the card's)")
-    parser.add_argument("--only", nargs="+", help="some of the candidates, the one to compare with first (default: all)")
+    parser.add_argument("--only", nargs="+", help="some of the candidates by the names that are printed, the one to compare with first (default: all)")
     parser.add_argument("--preset", default="30m", help="the model's shape (default: 30m)")
     parser.add_argument("--vocab_size", type=int, default=6400, help="of a tokenizer to learn (default: 6400)")
     parser.add_argument("--batch_size", type=int, default=8, help="rows in a micro-batch (default: 8)")

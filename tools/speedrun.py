@@ -29,7 +29,7 @@ import torch
 import optimizer
 import trainer
 from Config import DEVICES_HELP, DTYPES, LLMConfig, TrainConfig, run_script
-from dataset import ChatTokenizer, PackedRows, open_cache
+from dataset import ChatTokenizer, PackedRows, check_file, open_cache
 from model import WeakWater, document_mask, pick_device
 
 newton_schulz = optimizer.orthogonalize
@@ -335,7 +335,7 @@ def measure(name, seed, args):
 def table(path):
     """The results in a file as a Markdown table, best first: mean, difference from the baseline with the same seeds, losses by seed."""
     losses = defaultdict(dict)
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in check_file(path).read_text(encoding="utf-8").splitlines():
         result = json.loads(line)
         losses[result["change"]][result["seed"]] = result["val_loss"]
     baseline = losses.get("baseline", {})
@@ -343,7 +343,7 @@ def table(path):
     for change, by_seed in losses.items():
         shared = [by_seed[seed] - baseline[seed] for seed in by_seed if seed in baseline]
         rows.append((statistics.mean(shared) if shared else math.nan, change, by_seed))
-    lines = ["| change | val_loss - baseline's | by seed |", "|---|---|---|"]
+    lines = ["| change | val_loss - baseline's | val_loss by seed |", "|---|---|---|"]
     for difference, change, by_seed in sorted(rows, key=lambda row: row[0]):
         lines.append(f"| {change} | {difference:+.3f} | {', '.join(f'{seed}: {by_seed[seed]:.3f}' for seed in sorted(by_seed))} |")
     return "\n".join(lines)
