@@ -5,6 +5,7 @@ divided by the rows that were measured.
 """
 
 import gc
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -41,7 +42,11 @@ def dry_run(make_run, config, validation, has_probe=False):
         raise ValueError(f"{config.out_dir} needs {needed / 1e9:.2f} GB, found {free / 1e9:.2f} GB free: make room, or pass another --out_dir")
     if run.rank == 0:
         print("Nothing was written. The same command without --dry_run trains" + ("." if run.config == config else f", if {flags} is added to it."))
-    return {"hours": hours, "step_seconds": step_seconds, "tokens_per_second": tokens / sum(seconds), "largest_batch": largest, "disk_bytes": needed}
+    return {
+        "hours": hours, "step_seconds": step_seconds, "validation_seconds": validation_seconds(run, step_seconds, validation),
+        "tokens_per_second": tokens / sum(seconds), "largest_batch": largest, "disk_bytes": needed,
+        "batch_size": run.config.batch_size, "accumulation_steps": run.config.accumulation_steps,
+    }  # fmt: skip
 
 
 def find_fitting(make_run, config):
@@ -85,11 +90,14 @@ def time_steps(run):
 
 
 def hours_of_run(run, step_seconds, validation):
-    """All steps, and validations, whose rows cost a third of a training row: there is no backward pass."""
-    config = run.config
-    row_seconds = step_seconds / run.rows_per_step
-    validations = run.total_steps // config.eval_every + (run.total_steps % config.eval_every > 0)
-    return (run.total_steps * step_seconds + (validations * len(validation) * row_seconds / 3 if validation else 0)) / 3600
+    """All steps and validations."""
+    validations = math.ceil(run.total_steps / run.config.eval_every)
+    return (run.total_steps * step_seconds + validations * validation_seconds(run, step_seconds, validation)) / 3600
+
+
+def validation_seconds(run, step_seconds, validation):
+    """One validation, whose rows cost a third of a training row: there is no backward pass."""
+    return len(validation) * step_seconds / run.rows_per_step / 3 if validation else 0.0
 
 
 def duration(hours):

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from conftest import conversation, tiny_model, write_jsonl
 
 from model import rope_tables, rotate
 from tools.export_gguf import export_gguf, interleave
-from tools.full_run import interval, word_problems
+from tools.full_run import GRADING, command_line, interval, plan, stages, time_for, word_problems
 from tools.speedrun import chunks, newton_schulz, polar_express, table, window
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -159,7 +160,8 @@ def test_word_problems_ask_in_chinese_for_a_number(tmp_path):
     kept = {"conversations": conversation("3加4等于几？", reply("3+4=7。答案：7"))}
     others = [("What is 3 + 4?", reply("7")), ("选哪个？", reply("A")), ("一共多少？", reply("一共有7个。"))]
     path = write_jsonl(tmp_path / "a.jsonl", [*({"conversations": conversation(*other)} for other in others), kept])
-    assert word_problems(path, tmp_path / "b.jsonl") == 1
+    assert word_problems([path, path], tmp_path / "b.jsonl") == 2
+    assert word_problems([path], tmp_path / "b.jsonl") == 1
     assert json.loads((tmp_path / "b.jsonl").read_text(encoding="utf-8")) == kept
 
 
@@ -172,7 +174,7 @@ def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
     (folder / "pretrain-01.jsonl.xz").write_bytes(lzma.compress(b"".join(lines[50:])))
     for name, source in {"pretrain_val": "pretrain_val", "sft_512": "sft", "sft_1024": "sft", "sft_val": "sft_val", "r1_1024": "r1", "r1_val": "r1_val"}.items():
         shutil.copy(data[source], folder / f"{name}.jsonl")
-    flags = ["--data_dir", folder, "--preset", "tiny", "--vocab_size", 500, "--step_tokens", 2048, "--most_rows", 2, "--max_new_tokens", 8, "--distill_rates", 1e-3]
+    flags = ["--data_dir", folder, "--preset", "tiny", "--vocab_size", 500, "--step_tokens", 2048, "--most_tokens", 1024, "--max_new_tokens", 8, "--distill_rates", 1e-3]
     flags += ["--pretrain_tokens", 3 * 2048, "--sft_tokens", 2 * 2048, "--distill_tokens", 2 * 2048]
     run_tool("full_run.py", *flags, "--last", "pretrain", cwd=tmp_path)
     report = tmp_path / "out/full/report.json"
@@ -182,8 +184,30 @@ def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
     assert before["plan pretrain"]["flags"]["batch_size"] == before["plan pretrain"]["flags"]["accumulation_steps"] == "2"
     output = run_tool("full_run.py", *flags, cwd=tmp_path)
     after = json.loads(report.read_text())
-    assert output.count("done before") == 5 and after["pretrain"] == before["pretrain"]
+    assert output.count("done before") == 6 and after["pretrain"] == before["pretrain"]
     assert {"SFT_512", "SFT_1024", "distill_0.001", "grade SFT_1024", "grade distill_0.001"} <= set(after)
     assert after["grade SFT_1024"]["ordinary_loss"] == pytest.approx(after["SFT_1024"]["val_loss"], abs=1e-3)
-    told = (tmp_path / "out/full/experiments.md").read_text(encoding="utf-8")
+    told = (tmp_path / "out/full/results/experiments.md").read_text(encoding="utf-8")
     assert told.count("\n| pretrain | 3 |") == told.count("\n| distill_0.001 | 2 |") == told.count("## SFT_1024 replies") == 1
+    kept = {str(path.relative_to(tmp_path / "out/full/results")) for path in (tmp_path / "out/full/results").rglob("*.*")}
+    assert {"charts_pretrain/loss_pretrain.png", "charts_SFT/lr_SFT_1024.png", "charts_Distill/rates.png", "metrics/distill_0.001.jsonl", "report.json"} <= kept
+    held_out, trained_on = ((tmp_path / "out/full/data" / name).read_bytes() for name in ("r1_test.jsonl", "r1_1024.jsonl"))
+    assert trained_on + held_out == data["r1"].read_bytes() and 0 < len(held_out) < len(trained_on)
+
+
+def test_time_that_is_left_is_shared_by_what_is_left_to_do():
+    chosen = stages([3e-3, 3e-4])
+    assert time_for(chosen[0], {"seconds": 0.0}, chosen, 60) == pytest.approx(3600 * 0.5 / (0.96 + 3 * GRADING))
+    assert time_for(chosen[3], {"seconds": 600.0}, chosen, 60) == pytest.approx(3000 * 0.12 / (0.24 + 2 * GRADING))
+    assert time_for(chosen[4], {"seconds": 9999.0}, chosen, 60) == 0
+
+
+def test_every_distillation_is_planned_alike_but_for_its_rate(tmp_path):
+    chosen = stages([3e-3, 3e-4])
+    args = SimpleNamespace(step_tokens=8192, most_tokens=8192, rate_scale=1, seed=1, dtype="auto", num_workers=0, device="", compile=True, distill_tokens=50e3, minutes=0, validations=4)
+    first = plan(chosen[3], tmp_path, args, {}, chosen)
+    assert first["steps"] == 6 and first["flags"]["eval_every"] == "2" and first["flags"]["compile"] is True
+    second = plan(chosen[4], tmp_path, args, {"plan distill_0.003": {**first, "steps": 7}}, chosen)
+    assert second["steps"] == 7
+    assert {name for name in first["flags"] if first["flags"][name] != second["flags"][name]} == {"learning_rate", "out_dir"}
+    assert command_line({"compile": True, "seed": "1"}) == ["--compile", "--seed=1"]

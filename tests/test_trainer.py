@@ -414,6 +414,7 @@ def test_a_dry_run_halves_the_batch_until_it_fits_and_trains_on_equally_many_row
     said = capsys.readouterr().out
     assert "--batch_size 8 does not fit" in said and "--batch_size 2 --accumulation_steps 8 fits" in said and "steps of 16 rows" in said
     assert "if --batch_size 2 --accumulation_steps 8 is added to it" in said
+    assert (promised["batch_size"], promised["accumulation_steps"]) == (2, 8)
     assert promised["hours"] > 0 and not os.path.exists(config.out_dir)
 
 

@@ -4,11 +4,14 @@ The whole path on real text in one command: tokenizer, pretraining, SFT on rows 
 several learning rates, then scores and conversations.
 
 The folder holds pretrain.jsonl or its shards (pretrain-00.jsonl, ...), pretrain_val, sft_512, sft_1024, sft_val, r1_1024 and
-r1_val, each as .jsonl or .jsonl.xz. A stage trains on its budget of tokens or, with --minutes, on as much of it as its share
-of the time allows at the speed that its first steps show. The same command again goes on where it was stopped. Results are
-written as they come: report.json, experiments.md (tables and conversations), and each stage's metrics and charts.
+r1_val, each as .jsonl or .jsonl.xz. The last lines of r1_1024 are held out: they and r1_val are what models are tested on.
 
-    python tools/full_run.py --data_dir data --preset tiny --step_tokens 8192 --rate_scale 2 --minutes 60      on a CPU
+A stage trains on its budget of tokens or, with --minutes, on as much of it as its share of the time that is left allows, at
+the speed that its first steps show; all distillations take equally many steps. The same command again goes on where it was
+stopped. Results are written as they come: report.json, experiments.md (tables and conversations), and each stage's metrics
+and charts; the folder results/ has copies of all that is small.
+
+    python tools/full_run.py --data_dir data --preset tiny --step_tokens 8192 --most_tokens 4096 --rate_scale 2 --minutes 90      on a CPU
 """
 
 import argparse
@@ -19,6 +22,7 @@ import shlex
 import shutil
 import sys
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,15 +36,18 @@ import pretrain
 import SFT
 import train_tokenizer
 from Config import DEVICES_HELP, DTYPES, PRESETS, TrainConfig, run_script, write_atomically
-from dataset import BOS, ChatTokenizer, PackedRows, numbered_lines, open_cache, parse_line
+from dataset import BOS, ChatTokenizer, PackedRows, detect_kind, numbered_lines, open_cache, parse_line
 from eval_model import NUMBER, answer_of, is_right, is_well_formed, score_file
 from generate import Sampling, generate
 from model import WeakWater, pick_device
 from quickstart import Report
-from trainer import Run, evaluate, pick_dtype
+from trainer import Run, evaluate, pick_dtype, read_metrics
 
 FILES = ("pretrain", "pretrain_val", "sft_512", "sft_1024", "sft_val", "r1_1024", "r1_val")
 BEGINNINGS = ("中国的首都是", "春天来了，", "The")
+CHARTS = {"pretrain": "charts_pretrain", "SFT": "charts_SFT", "distill": "charts_Distill"}
+GRADING = 0.01  # of the time, for each stage that is graded
+HELD_OUT = 500   # lines of r1_1024, at most a tenth of them
 QUESTIONS = {  # with the number that is right, if there is one
     "你好，请介绍一下你自己。": "",
     "怎样才能睡得好？": "",
@@ -61,6 +68,7 @@ class Stage:
     val: str
     tokens: float     # the default budget, in positions: useful tokens and padding
     share: float      # of the time; the distillations divide theirs
+    graded: bool = False
     start: str = ""   # the stage that it goes on from
     max_seq_len: int = 512
     learning_rate: float = 0.0  # 0: the script's own
@@ -70,15 +78,18 @@ class Stage:
 def stages(rates):
     """What is trained, in order: three stages, then one distillation for each learning rate."""
     return [
-        Stage("pretrain", pretrain, "pretrain", "pretrain_val", 350e6, 0.55),
-        Stage("SFT_512", SFT, "sft_512", "sft_val", 40e6, 0.15, "pretrain"),
-        Stage("SFT_1024", SFT, "sft_1024", "sft_val", 20e6, 0.1, "SFT_512", 1024),
-        *(Stage(f"distill_{rate:g}", distill, "r1_1024", "r1_val", 15e6, 0.2 / len(rates), "SFT_1024", 1024, rate) for rate in rates),
+        Stage("pretrain", pretrain, "pretrain", "pretrain_val", 350e6, 0.5),
+        Stage("SFT_512", SFT, "sft_512", "sft_val", 40e6, 0.14, start="pretrain"),
+        Stage("SFT_1024", SFT, "sft_1024", "sft_val", 20e6, 0.08, True, "SFT_512", 1024),
+        *(Stage(f"distill_{rate:g}", distill, "r1_1024", "r1_val", 15e6, 0.24 / len(rates), True, "SFT_1024", 1024, rate) for rate in rates),
     ]
 
 
 def gather(data_dir, folder):
-    """Each file in one piece under its own name: unpacked, its shards joined. Raises FileNotFoundError for one that is missing."""
+    """Each file in one piece under its own name, unpacked, its shards joined; r1_test.jsonl is taken from the end of r1_1024.
+
+    Raises FileNotFoundError for one that is missing.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     megabytes = {}
     for name in FILES:
@@ -89,9 +100,26 @@ def gather(data_dir, folder):
             for part in parts:
                 with lzma.open(part) if part.suffix == ".xz" else open(part, "rb") as file:
                     shutil.copyfileobj(file, joined, 2**20)
+        if name == "r1_1024":
+            hold_out(folder / "r1_1024.jsonl.tmp", folder / "r1_test.jsonl")
         (folder / f"{name}.jsonl.tmp").replace(folder / f"{name}.jsonl")
         megabytes[name] = round((folder / f"{name}.jsonl").stat().st_size / 1e6, 1)
     return {"megabytes": megabytes}
+
+
+def hold_out(path, to):
+    """Move the last lines of a file to another."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = len(lines) - min(HELD_OUT, len(lines) // 10)
+    to.write_bytes(b"".join(lines[kept:]))
+    path.write_bytes(b"".join(lines[:kept]))
+
+
+def tokenize(folder):
+    """The tokens of each file: all are tokenized now, so that planning a stage, which leaves nothing behind, need not do it again."""
+    tokenizer = ChatTokenizer(folder / "tokenizer")
+    paths = [folder / "data" / f"{name}.jsonl" for name in FILES]
+    return {"tokens": {path.stem: len(open_cache(path, tokenizer, detect_kind(path)).ids) for path in paths}}
 
 
 # ---- training ----
@@ -104,30 +132,41 @@ def flags_of(stage, folder, args):
         "data_path": data / f"{stage.data}.jsonl", "val_path": data / f"{stage.val}.jsonl", "out_dir": folder / stage.name,
         "max_seq_len": stage.max_seq_len, "epochs": 1000, "seed": args.seed, "dtype": args.dtype, "num_workers": args.num_workers,
     }  # fmt: skip
-    rows = max(1, args.step_tokens // stage.max_seq_len)
-    flags["accumulation_steps"] = math.ceil(rows / args.most_rows)
+    rows, most_rows = max(1, args.step_tokens // stage.max_seq_len), max(1, args.most_tokens // stage.max_seq_len)
+    flags["accumulation_steps"] = math.ceil(rows / most_rows)
     flags["batch_size"] = math.ceil(rows / flags["accumulation_steps"])
     flags["learning_rate"] = stage.learning_rate or stage.script.RECIPE.learning_rate * args.rate_scale
     flags |= {"init_from": folder / stage.start} if stage.start else {"tokenizer": folder / "tokenizer", "preset": args.preset}
     flags |= {"device": args.device} if args.device else {}
-    return flags
+    return flags | ({"compile": True} if args.compile else {})
 
 
 def command_line(flags):
-    return [f"--{name}={value}" for name, value in flags.items()]
+    return [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
 
 
-def plan(stage, folder, args):
-    """{"steps", "flags"}: as many steps as the budget of tokens pays for, or the stage's share of the time."""
+def plan(stage, folder, args, parts, chosen):
+    """{"steps", "flags"}: as many steps as the budget of tokens pays for, or the stage's share of the time that is left."""
     flags = flags_of(stage, folder, args)
-    step_tokens = flags["batch_size"] * flags["accumulation_steps"] * stage.max_seq_len
+    for other in chosen:
+        if (other.script, other.start) == (stage.script, stage.start) and (planned := parts.get(f"plan {other.name}")):
+            changed = {name: str(flags[name]) for name in ("learning_rate", "out_dir")}
+            return {"steps": planned["steps"], "flags": planned["flags"] | changed}
     budget = getattr(args, f"{stage.name.split('_')[0].lower()}_tokens") or stage.tokens
-    steps = max(2, round(budget / step_tokens))
+    steps = max(2, round(budget / (flags["batch_size"] * flags["accumulation_steps"] * stage.max_seq_len)))
     if args.minutes:
         measured = stage.script.main(command_line(flags) + ["--max_steps=5", "--eval_every=1000000", "--dry_run"])
-        steps = max(2, min(steps, int(args.minutes * 60 * stage.share / measured["step_seconds"])))
-    flags |= {"max_steps": steps, "eval_every": max(1, steps // 10), "save_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 20))}
-    return {"steps": steps, "flags": {name: str(value) for name, value in flags.items()}}
+        flags |= {name: measured[name] for name in ("batch_size", "accumulation_steps")}  # halved where they did not fit
+        seconds = time_for(stage, parts, chosen, args.minutes) - args.validations * measured["validation_seconds"]
+        steps = max(2, min(steps, int(seconds / measured["step_seconds"])))
+    flags |= {"max_steps": steps, "eval_every": math.ceil(steps / args.validations), "save_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 20))}
+    return {"steps": steps, "flags": {name: value if value is True else str(value) for name, value in flags.items()}}
+
+
+def time_for(stage, parts, chosen, minutes):
+    """Seconds for the training of a stage: what is left is divided by the shares of all that is left to do."""
+    later = chosen[chosen.index(stage) :]
+    return max(0.0, minutes * 60 - parts["seconds"]) * stage.share / sum(other.share + GRADING * other.graded for other in later)
 
 
 def train_stage(stage, planned, folder):
@@ -144,10 +183,10 @@ def load(folder, device):
     return WeakWater.from_pretrained(folder).to(pick_device(device)).eval(), ChatTokenizer(folder)
 
 
-def word_problems(path, to):
-    """Write the conversations of a file that ask in Chinese for a number; returns how many there are."""
+def word_problems(paths, to):
+    """Write the conversations of some files that ask in Chinese for a number; returns how many there are."""
     lines = []
-    for _, line in numbered_lines(path):
+    for _, line in chain.from_iterable(map(numbered_lines, paths)):
         messages = parse_line(line, "conversations")
         question = next(message["content"] for message in messages if message["role"] == "user")
         reply = next(message["content"] for message in messages if message["role"] == "assistant")
@@ -168,7 +207,7 @@ def grade(stage, folder, args):
     """What a stage that converses is worth: held-out word problems, form, the loss of ordinary replies, and replies as they are."""
     model, tokenizer = load(folder / stage.name, args.device)
     problems = folder / "data" / "word_problems.jsonl"
-    found = {"questions": word_problems(folder / "data" / "r1_val.jsonl", problems)}
+    found = {"questions": word_problems([folder / "data" / "r1_val.jsonl", folder / "data" / "r1_test.jsonl"], problems)}
     if found["questions"]:
         found |= score_file(model, tokenizer, problems, args.max_new_tokens)
         found["interval"] = interval(found["reasoning_accuracy"], found["questions"])
@@ -202,9 +241,10 @@ def percent(share):
 def as_markdown(parts, chosen):
     """Tables and conversations from report.json."""
     about = parts["settings"]
+    parameters = f"{parts['pretrain']['parameters']:,} parameters; " if "pretrain" in parts else ""
     lines = [
         f"# {about['device']}, preset {about['preset']}", "", "```bash", *parts["commands"], "```", "",
-        f"{about['device']}, torch {about['torch']}, {about['dtype']}; {parts['seconds'] / 60:.0f} minutes in all, from the first byte to this table.", "",
+        f"{parameters}{about['device']}, torch {about['torch']}, {about['dtype']}; {parts['seconds'] / 60:.0f} minutes in all, from the first byte to this table.", "",
         "| stage | steps | useful tokens | minutes | tokens/s | MFU | loss | val_loss | val_ppl | bits per byte |", "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for stage in chosen:
@@ -231,17 +271,55 @@ def as_markdown(parts, chosen):
     return "\n".join(lines) + "\n"
 
 
+def publish(folder, chosen):
+    """Copy what is worth keeping, and small, to results/: report.json, experiments.md, metrics and charts."""
+    kept = {folder / name: name for name in ("report.json", "experiments.md")}
+    for stage in chosen:
+        kept[folder / stage.name / "metrics.jsonl"] = f"metrics/{stage.name}.jsonl"
+        kind = stage.script.RECIPE.stage
+        for chart in (folder / stage.name / "charts").glob("*.png"):
+            kept[chart] = f"{CHARTS[kind]}/{chart.stem.removesuffix(kind)}{stage.name}.png"
+    for path, name in kept.items():
+        if path.is_file():
+            (folder / "results" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / "results" / name)
+    distillations = {f"{stage.learning_rate:g}": read_metrics(folder / stage.name / "metrics.jsonl") for stage in chosen if stage.script is distill}
+    if any(distillations.values()):
+        draw_rates(distillations, folder / "results" / CHARTS["distill"] / "rates.png")
+
+
+def draw_rates(distillations, path):
+    """Validation loss and share of well-formed replies of each learning rate {name: lines of metrics.jsonl}, side by side."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, both = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axes, key, label in zip(both, ("val_loss", "well_formed"), ("validation loss (nats per token)", "share of well-formed replies")):
+        for rate, lines in distillations.items():
+            points = [(line["step"], line[key]) for line in lines if key in line]
+            axes.plot([step for step, _ in points], [value for _, value in points], label=f"learning rate {rate}", marker="o", markersize=3)
+        axes.set(xlabel="step", ylabel=label)
+        axes.grid(alpha=0.3)
+    both[0].legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+    pyplot.close(figure)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default=".", help="the folder with the data (default: .)")
     parser.add_argument("--out_dir", default="out/full", help="where everything goes (default: out/full)")
     parser.add_argument("--preset", default="30m", choices=list(PRESETS), help="the model's shape (default: 30m)")
     parser.add_argument("--vocab_size", type=int, default=6400, help="entries of the tokenizer (default: 6400)")
-    parser.add_argument("--minutes", type=float, default=0, help="of training, all stages together (default: as many as the tokens take)")
+    parser.add_argument("--minutes", type=float, default=0, help="for everything together, about (default: as many as the tokens take)")
     for stage, default in (("pretrain", "350e6"), ("sft", "40e6 and 20e6"), ("distill", "15e6")):
         parser.add_argument(f"--{stage}_tokens", type=float, default=0, help=f"positions to train on, at most (default: {default})")
     parser.add_argument("--step_tokens", type=int, default=80 * 512, help="positions in one step (default: 40960)")
-    parser.add_argument("--most_rows", type=int, default=80, help="rows in a micro-batch, at most (default: 80)")
+    parser.add_argument("--most_tokens", type=int, default=80 * 512, help="positions in a micro-batch, at most (default: 40960)")
+    parser.add_argument("--validations", type=int, default=10, help="in each stage (default: 10)")
     parser.add_argument("--rate_scale", type=float, default=1.0, help="factor of the learning rates of pretraining and SFT; smaller models take larger ones (default: 1)")
     parser.add_argument("--distill_rates", type=float, nargs="+", default=[3e-3, 3e-4, 1e-6], help="learning rates to distil with (default: 3e-3 3e-4 1e-6)")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens in a reply (default: 512)")
@@ -249,6 +327,7 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=42, help="of weights and order (default: 42)")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="arithmetic of the matrix products (default: auto)")
     parser.add_argument("--device", default="", help=DEVICES_HELP)
+    parser.add_argument("--compile", action="store_true", help="torch.compile also on a CPU, which needs a C++ compiler (on CUDA it is the default)")
     parser.add_argument("--last", default="", help="stop after the stage of this name")
     args = parser.parse_args(argv)
     folder, chosen, device = Path(args.out_dir), stages(args.distill_rates), pick_device(args.device)
@@ -268,17 +347,19 @@ def main(argv=None):
     def do(name, title, work):
         report.do(name, title, work)
         write_atomically(folder / "experiments.md", lambda path: path.write_text(as_markdown(report.parts, chosen), encoding="utf-8"))
+        publish(folder, chosen)
         return report.parts[name]
 
     do("data", "data", lambda: gather(Path(args.data_dir), folder / "data"))
     tokenizer_flags = {"data_path": folder / "data" / "pretrain.jsonl", "vocab_size": args.vocab_size, "out_dir": folder / "tokenizer"}
     do("tokenizer", "tokenizer", lambda: train_tokenizer.main(command_line(tokenizer_flags)) or {})
+    do("tokens", "tokens", lambda: tokenize(folder))
     for stage in chosen:
-        planned = do(f"plan {stage.name}", f"{stage.name}: how long", lambda: plan(stage, folder, args))
+        planned = do(f"plan {stage.name}", f"{stage.name}: how long", lambda: plan(stage, folder, args, report.parts, chosen))
         do(stage.name, stage.name, lambda: train_stage(stage, planned, folder))
         if stage.name == "pretrain":
             do("continuations", "texts that it goes on with", lambda: continuations(folder, args))
-        elif stage.name != "SFT_512":
+        if stage.graded:
             do(f"grade {stage.name}", f"{stage.name}: grading", lambda: grade(stage, folder, args))
         if stage.name == args.last:
             break

@@ -17,6 +17,7 @@ import sys
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -64,10 +65,15 @@ def ours(model, config, dtype):
     return optimizer.make_optimizers(model, config.learning_rate, config.weight_decay, dtype, config.embedding_rate)
 
 
-def adamw_alone(model, config, dtype):
-    decayed = [parameter for parameter in model.parameters() if parameter.dim() == 2]
+def adamw_alone(model, config, dtype, embedding_rate=1.0):
+    embedding = model.model.embed_tokens.weight
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2 and parameter is not embedding]
     gains = [parameter for parameter in model.parameters() if parameter.dim() < 2]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": gains, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": [embedding], "weight_decay": config.weight_decay, "rate_scale": embedding_rate},
+        {"params": gains, "weight_decay": 0.0},
+    ]
     return [torch.optim.AdamW(groups, config.learning_rate, betas=(0.9, 0.95), fused=True)]
 
 
@@ -185,6 +191,8 @@ CHANGES = {
     "AdamW alone, 2e-3": Change({"learning_rate": 2e-3}, optimizers=adamw_alone),
     "AdamW alone, 4e-3": Change({"learning_rate": 4e-3}, optimizers=adamw_alone),
     "AdamW alone, 8e-3": Change({"learning_rate": 8e-3}, optimizers=adamw_alone),
+    "AdamW alone, 1e-3, embedding rate x 4": Change({"learning_rate": 1e-3}, optimizers=partial(adamw_alone, embedding_rate=4.0)),
+    "AdamW alone, 2e-3, embedding rate x 4": Change({"learning_rate": 2e-3}, optimizers=partial(adamw_alone, embedding_rate=4.0)),
     "embedding rate x 1": Change({"embedding_rate": 1.0}),
     "embedding rate x 2": Change({"embedding_rate": 2.0}),
     "embedding rate x 8": Change({"embedding_rate": 8.0}),
@@ -310,7 +318,7 @@ def measure(name, seed, args):
     change, device = CHANGES[name], pick_device(args.device)
     config = TrainConfig(
         data_path=args.data_path, batch_size=8, max_seq_len=512, learning_rate=args.learning_rate, embedding_rate=4.0, seed=seed, epochs=1000,
-        dtype=args.dtype, device=args.device, compile=False, out_dir=f"{args.cache_dir}/speedrun",
+        dtype=args.dtype, device=args.device, compile=args.compile, out_dir=f"{args.cache_dir}/speedrun",
     )  # fmt: skip
     config = replace(config, **change.config)
     tokenizer = ChatTokenizer(args.tokenizer)
@@ -328,7 +336,7 @@ def measure(name, seed, args):
     return {
         "change": name, "seed": seed, **{key: round(measured[key], 4) for key in ("val_loss", "val_bpb")},
         "last_losses": round(statistics.mean(losses[-20:]), 4), "tokens": args.tokens, "steps": len(losses), "skipped": run.skipped,
-        "parameters": model.num_parameters(), "seconds": round(time.perf_counter() - begin), "dtype": args.dtype, "torch": torch.__version__,
+        "parameters": model.num_parameters(), "seconds": round(time.perf_counter() - begin), "dtype": args.dtype, "compiled": run.compiled, "torch": torch.__version__,
     }  # fmt: skip
 
 
@@ -363,6 +371,7 @@ def main(argv=None):
     parser.add_argument("--preset", default="tiny", help="the model's shape (default: tiny)")
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="arithmetic of the matrix products (default: auto)")
     parser.add_argument("--device", default="", help=DEVICES_HELP)
+    parser.add_argument("--compile", action="store_true", help="torch.compile, which needs a C++ compiler on a CPU")
     parser.add_argument("--table", metavar="FILE", help="print the results in FILE instead of training")
     args = parser.parse_args(argv)
     if args.table:
