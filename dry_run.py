@@ -17,14 +17,15 @@ STEPS, MOST_SECONDS = 20, 120  # timed after one step that is not: it compiles, 
 SPARE = 0.9                    # of the memory: the rest is lost between allocations
 
 
-def dry_run(make_run, config, validation, has_probe=False):
+def dry_run(make_run, config, validation, probe=None):
     """Print what the run of `config` (a TrainConfig) will take; returns it as a dictionary.
 
     make_run: a function TrainConfig -> Run. Raises ValueError where the disk is too small, or not even one row fits.
     """
     run, seconds, tokens = find_fitting(make_run, config)
     step_seconds = sum(seconds) / len(seconds)
-    hours = hours_of_run(run, step_seconds, validation)
+    validating = validation_seconds(run, step_seconds, validation) + (seconds_of(lambda: probe(run.model)) if probe else 0.0)
+    hours = hours_of_run(run, step_seconds, validating)
     share = run.flops_share(tokens / sum(seconds))
     needed, free = disk_bytes(run), shutil.disk_usage(existing_folder(Path(config.out_dir))).free
     largest = largest_batch(run)
@@ -32,7 +33,7 @@ def dry_run(make_run, config, validation, has_probe=False):
     lines = [
         run.describe(),
         f"speed   {step_seconds:.3g} seconds a step ({len(seconds)} were timed), {tokens / sum(seconds):,.0f} useful tokens a second" + (f", MFU {share:.1%}" if share else ""),
-        f"time    {run.total_steps} steps take {duration(hours)} with validation" + (", and longer by the time of the sample replies made there" if has_probe else ""),
+        f"time    {run.total_steps} steps take {duration(hours)} with validation" + (" and the sample replies made there" if probe else ""),
         f"memory  {flags} fits" + (f", and up to about --batch_size {largest}" if largest else ""),
         f"disk    {needed / 1e9:.2f} GB for {config.out_dir}, {free / 1e9:.2f} GB are free",
     ]
@@ -43,7 +44,7 @@ def dry_run(make_run, config, validation, has_probe=False):
     if run.rank == 0:
         print("Nothing was written. The same command without --dry_run trains" + ("." if run.config == config else f", if {flags} is added to it."))
     return {
-        "hours": hours, "step_seconds": step_seconds, "validation_seconds": validation_seconds(run, step_seconds, validation),
+        "hours": hours, "step_seconds": step_seconds, "validation_seconds": validating,
         "tokens_per_second": tokens / sum(seconds), "largest_batch": largest, "disk_bytes": needed,
         "batch_size": run.config.batch_size, "accumulation_steps": run.config.accumulation_steps,
     }  # fmt: skip
@@ -89,15 +90,21 @@ def time_steps(run):
     return seconds, tokens
 
 
-def hours_of_run(run, step_seconds, validation):
-    """All steps and validations."""
+def hours_of_run(run, step_seconds, validating):
+    """All steps and validations, the latter taking `validating` seconds each."""
     validations = math.ceil(run.total_steps / run.config.eval_every)
-    return (run.total_steps * step_seconds + validations * validation_seconds(run, step_seconds, validation)) / 3600
+    return (run.total_steps * step_seconds + validations * validating) / 3600
 
 
 def validation_seconds(run, step_seconds, validation):
     """One validation, whose rows cost a third of a training row: there is no backward pass."""
     return len(validation) * step_seconds / run.rows_per_step / 3 if validation else 0.0
+
+
+def seconds_of(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def duration(hours):

@@ -35,13 +35,18 @@ QUESTIONS = ["你是谁？", "小明有345个苹果，又买了278个。小明�
 
 
 class Report:
-    """report.json: what is finished, written anew after each part, so that a second run can skip it."""
+    """report.json: what is finished, written anew after each part, so that a second run can skip it.
 
-    def __init__(self, folder, settings):
+    anew: how to start over, for the message when the settings differ.
+    """
+
+    def __init__(self, folder, settings, anew):
         self.path = folder / "report.json"
         self.parts = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {"settings": settings, "seconds": 0.0}
-        if self.parts["settings"] != settings:
-            raise ValueError(f"{self.path}: found a run with {self.parts['settings']}, expected {settings}: use the same --seed and --scale, another --out_dir, or --fresh to start over")
+        stored = self.parts["settings"]
+        for name in {**settings, **stored}:
+            if stored.get(name) != settings.get(name):
+                raise ValueError(f"{self.path}: found a run with {name} {stored.get(name)}, here it is {settings.get(name)}: use the same, another --out_dir, or {anew} to start over")
 
     def do(self, name, title, work):
         """Put what `work()` returns under `name`, with its seconds, unless an earlier run has done it."""
@@ -50,13 +55,21 @@ class Report:
             return
         print(f"=== {title}", flush=True)
         start = time.perf_counter()
-        result = work()
+        try:
+            result = work()
+        except BaseException:
+            if self.path.is_file():  # time that was spent, if there is a run that it was spent on
+                self.add_seconds(time.perf_counter() - start)
+            raise
         seconds = time.perf_counter() - start
         self.parts[name] = {**result, "seconds": round(seconds, 1)}
-        self.parts["seconds"] = round(self.parts["seconds"] + seconds, 1)
         trained = [self.parts[part] for part in STAGES if part in self.parts]
         if trained:
             self.parts["tokens_per_second"] = round(sum(p["tokens"] for p in trained) / sum(p["train_seconds"] for p in trained))
+        self.add_seconds(seconds)
+
+    def add_seconds(self, seconds):
+        self.parts["seconds"] = round(self.parts["seconds"] + seconds, 1)
         write_atomically(self.path, lambda path: path.write_text(json.dumps(self.parts, indent=2) + "\n", encoding="utf-8"))
 
 
@@ -151,7 +164,7 @@ def main(argv=None):
             raise ValueError(f"{folder}: found no report.json in it, so --fresh does not delete it: delete it yourself, or pass another --out_dir")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    report = Report(folder, {"seed": args.seed, "scale": args.scale})
+    report = Report(folder, {"seed": args.seed, "scale": args.scale}, anew="--fresh")
     report.do("data", "generated data", lambda: make_data(folder, args))
     report.do("tokenizer", "tokenizer", lambda: make_tokenizer(folder))
     for name in STAGES:

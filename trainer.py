@@ -61,7 +61,7 @@ def train(model, rows, config, validation=None, probe=None):
     """
     with processes(config) as (rank, world, device):
         if config.dry_run:
-            return dry_run(lambda changed: Run(model.to(device), rows, changed, rank, world, device), config, validation, has_probe=probe is not None)
+            return dry_run(lambda changed: Run(model.to(device), rows, changed, rank, world, device), config, validation, probe)
         run = Run(model.to(device), rows, config, rank, world, device)
         log = Log(run)
         if config.resume:

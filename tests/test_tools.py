@@ -4,6 +4,7 @@ import json
 import lzma
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,8 @@ from conftest import conversation, tiny_model, write_jsonl
 
 from model import rope_tables, rotate
 from tools.export_gguf import export_gguf, interleave
-from tools.full_run import GRADING, command_line, interval, plan, stages, time_for, word_problems
+from tools.full_run import GRADING, HELD_OUT, command_line, hold_out, interval, plan, stages, time_for, word_problems
+from tools.full_run import main as full_run
 from tools.speedrun import chunks, newton_schulz, polar_express, table, window
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,6 +122,12 @@ def test_speedrun_trains_on_equally_many_tokens_whatever_the_shape_of_a_step(dat
     assert len({result["val_loss"] for result in results}) == 4 and all(4 < result["val_loss"] < 7 for result in results)
 
 
+def test_speedrun_table_does_not_mix_lengths(tmp_path):
+    (tmp_path / "results.jsonl").write_text("\n".join(json.dumps({"change": "baseline", "seed": 1, "val_loss": 5.0, "tokens": tokens}) for tokens in (10, 20)))
+    with pytest.raises(ValueError, match="runs with tokens"):
+        table(tmp_path / "results.jsonl")
+
+
 def test_speedrun_table_compares_with_the_baseline_of_the_same_seeds(tmp_path):
     results = [("baseline", 1, 5.0), ("baseline", 2, 6.0), ("a", 1, 4.5), ("a", 2, 5.9), ("b", 2, 6.25)]
     lines = [json.dumps({"change": change, "seed": seed, "val_loss": loss}) for change, seed, loss in results]
@@ -160,8 +168,7 @@ def test_word_problems_ask_in_chinese_for_a_number(tmp_path):
     kept = {"conversations": conversation("3加4等于几？", reply("3+4=7。答案：7"))}
     others = [("What is 3 + 4?", reply("7")), ("选哪个？", reply("A")), ("一共多少？", reply("一共有7个。"))]
     path = write_jsonl(tmp_path / "a.jsonl", [*({"conversations": conversation(*other)} for other in others), kept])
-    assert word_problems([path, path], tmp_path / "b.jsonl") == 2
-    assert word_problems([path], tmp_path / "b.jsonl") == 1
+    assert word_problems(path, tmp_path / "b.jsonl") == 1
     assert json.loads((tmp_path / "b.jsonl").read_text(encoding="utf-8")) == kept
 
 
@@ -174,6 +181,9 @@ def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
     (folder / "pretrain-01.jsonl.xz").write_bytes(lzma.compress(b"".join(lines[50:])))
     for name, source in {"pretrain_val": "pretrain_val", "sft_512": "sft", "sft_1024": "sft", "sft_val": "sft_val", "r1_1024": "r1", "r1_val": "r1_val"}.items():
         shutil.copy(data[source], folder / f"{name}.jsonl")
+    problem = {"conversations": conversation("3加4等于几？", "<think>3+4=7</think>\n<answer>答案：7</answer>")}
+    with open(folder / "r1_1024.jsonl", "a", encoding="utf-8") as file:
+        file.write(3 * (json.dumps(problem) + "\n"))  # held out
     flags = ["--data_dir", folder, "--preset", "tiny", "--vocab_size", 500, "--step_tokens", 2048, "--most_tokens", 1024, "--max_new_tokens", 8, "--distill_rates", 1e-3]
     flags += ["--pretrain_tokens", 3 * 2048, "--sft_tokens", 2 * 2048, "--distill_tokens", 2 * 2048]
     run_tool("full_run.py", *flags, "--last", "pretrain", cwd=tmp_path)
@@ -192,22 +202,62 @@ def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
     kept = {str(path.relative_to(tmp_path / "out/full/results")) for path in (tmp_path / "out/full/results").rglob("*.*")}
     assert {"charts_pretrain/loss_pretrain.png", "charts_SFT/lr_SFT_1024.png", "charts_Distill/rates.png", "metrics/distill_0.001.jsonl", "report.json"} <= kept
     held_out, trained_on = ((tmp_path / "out/full/data" / name).read_bytes() for name in ("r1_test.jsonl", "r1_1024.jsonl"))
-    assert trained_on + held_out == data["r1"].read_bytes() and 0 < len(held_out) < len(trained_on)
+    assert trained_on + held_out == (folder / "r1_1024.jsonl").read_bytes() and 0 < len(held_out) < len(trained_on)
+    assert after["grade SFT_1024"]["questions"] == after["tokens"]["word_problems"] == 3
+
+
+def test_the_last_lines_are_held_out(tmp_path):
+    for count, held_out in ((9, 0), (25, 2), (8000, HELD_OUT)):
+        text = "\n".join(map(str, range(count)))  # its last line without an end
+        (tmp_path / "all").write_text(text)
+        hold_out(tmp_path / "all", tmp_path / "end")
+        assert (tmp_path / "all").read_text() + (tmp_path / "end").read_text() == text
+        assert len((tmp_path / "end").read_text().split()) == held_out
 
 
 def test_time_that_is_left_is_shared_by_what_is_left_to_do():
     chosen = stages([3e-3, 3e-4])
-    assert time_for(chosen[0], {"seconds": 0.0}, chosen, 60) == pytest.approx(3600 * 0.5 / (0.96 + 3 * GRADING))
-    assert time_for(chosen[3], {"seconds": 600.0}, chosen, 60) == pytest.approx(3000 * 0.12 / (0.24 + 2 * GRADING))
-    assert time_for(chosen[4], {"seconds": 9999.0}, chosen, 60) == 0
+    assert time_for(chosen[0], 0.0, chosen, 60) == pytest.approx(3600 * 0.5 / (0.96 + 3 * GRADING))
+    assert time_for(chosen[3], 600.0, chosen, 60) == pytest.approx(3000 * 0.12 / (0.24 + 2 * GRADING))
+    assert time_for(chosen[4], 9999.0, chosen, 60) == 0
+
+
+def planning(**changes):
+    usual = dict(
+        step_tokens=2048, most_tokens=1024, rate_scale=1, seed=1, dtype="auto", num_workers=0, device="cpu", compile=False, preset="tiny",
+        pretrain_tokens=1e9, distill_tokens=50e3, minutes=0, validations=4,
+    )  # fmt: skip
+    return SimpleNamespace(**{**usual, **changes})
+
+
+def test_planned_steps_and_validations_fill_their_share_of_the_time(data, tokenizer, tmp_path):
+    chosen = stages([3e-3])
+    for name in ("tokenizer", "data"):
+        (tmp_path / name).mkdir()
+    tokenizer.save_pretrained(tmp_path / "tokenizer", 512)
+    for name in ("pretrain", "pretrain_val"):
+        shutil.copy(data[name], tmp_path / "data" / f"{name}.jsonl")
+    found = plan(chosen[0], tmp_path, planning(minutes=2), {"seconds": 30.0}, chosen)
+    assert found["flags"]["batch_size"] == found["flags"]["accumulation_steps"] == "2" and found["validation_seconds"] > 0
+    share = (90 - found["start_seconds"]) * 0.5 / (0.96 + 2 * GRADING)
+    taken = found["start_seconds"] + 4 * found["validation_seconds"] + found["steps"] * found["step_seconds"]
+    assert found["steps"] > 2 and share - found["step_seconds"] < taken <= share
+    assert plan(chosen[0], tmp_path, planning(minutes=2), {"seconds": 120.0}, chosen)["steps"] == 2
 
 
 def test_every_distillation_is_planned_alike_but_for_its_rate(tmp_path):
     chosen = stages([3e-3, 3e-4])
-    args = SimpleNamespace(step_tokens=8192, most_tokens=8192, rate_scale=1, seed=1, dtype="auto", num_workers=0, device="", compile=True, distill_tokens=50e3, minutes=0, validations=4)
+    args = planning(step_tokens=8192, most_tokens=8192, compile=True)
     first = plan(chosen[3], tmp_path, args, {}, chosen)
     assert first["steps"] == 6 and first["flags"]["eval_every"] == "2" and first["flags"]["compile"] is True
     second = plan(chosen[4], tmp_path, args, {"plan distill_0.003": {**first, "steps": 7}}, chosen)
     assert second["steps"] == 7
     assert {name for name in first["flags"] if first["flags"][name] != second["flags"][name]} == {"learning_rate", "out_dir"}
     assert command_line({"compile": True, "seed": "1"}) == ["--compile", "--seed=1"]
+
+
+@pytest.mark.parametrize("flags, message", [(["--validations", "0"], "--validations (0)"), (["--minutes", "-1"], "--minutes (-1)")])
+def test_full_run_refuses_budgets_that_make_no_sense(flags, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        full_run([*flags, "--out_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import signal
+import time
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -18,7 +19,7 @@ import model as model_module
 import trainer
 from Config import TrainConfig
 from dataset import Batch, PackedRows, open_cache
-from dry_run import disk_bytes, hours_of_run
+from dry_run import disk_bytes, hours_of_run, validation_seconds
 from model import WeakWater
 from optimizer import Muon, make_optimizers, orthogonalize
 from tools.replay import load_step, replay
@@ -398,7 +399,15 @@ def test_a_dry_run_promises_the_time_of_all_steps_and_validations(rows, config):
     run = Run(tiny_model(), rows, replace(config, eval_every=4), 0, 1, torch.device("cpu"))
     rows_validated = math.ceil(run.total_steps / 4) * len(validation)
     expected = (run.total_steps * 1800 + rows_validated * 300 / 3) / 3600  # 1800 seconds for 6 rows
-    assert run.rows_per_step == 6 and hours_of_run(run, 1800.0, validation) == pytest.approx(expected)
+    assert run.rows_per_step == 6 and hours_of_run(run, 1800.0, validation_seconds(run, 1800.0, validation)) == pytest.approx(expected)
+
+
+def test_a_dry_run_counts_the_time_of_sample_replies(rows, config):
+    validation, asked = PackedRows(rows.cache, np.arange(60, 70), 128), []
+    promised = train(tiny_model(), rows, replace(config, dry_run=True), validation, probe=lambda model: asked.append(time.sleep(0.5)) or {})
+    assert len(asked) == 1 and promised["validation_seconds"] > 0.5
+    steps = Run(tiny_model(), rows, config, 0, 1, torch.device("cpu")).total_steps
+    assert promised["hours"] * 3600 > math.ceil(steps / config.eval_every) * 0.5
 
 
 def test_a_dry_run_halves_the_batch_until_it_fits_and_trains_on_equally_many_rows(rows, config, monkeypatch, capsys):

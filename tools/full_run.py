@@ -4,7 +4,7 @@ The whole path on real text in one command: tokenizer, pretraining, SFT on rows 
 several learning rates, then scores and conversations.
 
 The folder holds pretrain.jsonl or its shards (pretrain-00.jsonl, ...), pretrain_val, sft_512, sft_1024, sft_val, r1_1024 and
-r1_val, each as .jsonl or .jsonl.xz. The last lines of r1_1024 are held out: they and r1_val are what models are tested on.
+r1_val, each as .jsonl or .jsonl.xz. The last lines of r1_1024 are held out: their word problems are what models are graded on.
 
 A stage trains on its budget of tokens or, with --minutes, on as much of it as its share of the time that is left allows, at
 the speed that its first steps show; all distillations take equally many steps. The same command again goes on where it was
@@ -21,8 +21,8 @@ import re
 import shlex
 import shutil
 import sys
-from dataclasses import dataclass, field
-from itertools import chain
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,7 +47,7 @@ FILES = ("pretrain", "pretrain_val", "sft_512", "sft_1024", "sft_val", "r1_1024"
 BEGINNINGS = ("中国的首都是", "春天来了，", "The")
 CHARTS = {"pretrain": "charts_pretrain", "SFT": "charts_SFT", "distill": "charts_Distill"}
 GRADING = 0.01  # of the time, for each stage that is graded
-HELD_OUT = 500   # lines of r1_1024, at most a tenth of them
+HELD_OUT = 700  # lines of r1_1024, at most a tenth of them
 QUESTIONS = {  # with the number that is right, if there is one
     "你好，请介绍一下你自己。": "",
     "怎样才能睡得好？": "",
@@ -68,11 +68,10 @@ class Stage:
     val: str
     tokens: float     # the default budget, in positions: useful tokens and padding
     share: float      # of the time; the distillations divide theirs
-    graded: bool = False
+    is_graded: bool = False
     start: str = ""   # the stage that it goes on from
     max_seq_len: int = 512
     learning_rate: float = 0.0  # 0: the script's own
-    flags: dict = field(default_factory=dict)
 
 
 def stages(rates):
@@ -80,8 +79,11 @@ def stages(rates):
     return [
         Stage("pretrain", pretrain, "pretrain", "pretrain_val", 350e6, 0.5),
         Stage("SFT_512", SFT, "sft_512", "sft_val", 40e6, 0.14, start="pretrain"),
-        Stage("SFT_1024", SFT, "sft_1024", "sft_val", 20e6, 0.08, True, "SFT_512", 1024),
-        *(Stage(f"distill_{rate:g}", distill, "r1_1024", "r1_val", 15e6, 0.24 / len(rates), True, "SFT_1024", 1024, rate) for rate in rates),
+        Stage("SFT_1024", SFT, "sft_1024", "sft_val", 20e6, 0.08, is_graded=True, start="SFT_512", max_seq_len=1024),
+        *(
+            Stage(f"distill_{rate:g}", distill, "r1_1024", "r1_val", 15e6, 0.24 / len(rates), True, "SFT_1024", 1024, rate)
+            for rate in rates
+        ),
     ]
 
 
@@ -110,16 +112,32 @@ def gather(data_dir, folder):
 def hold_out(path, to):
     """Move the last lines of a file to another."""
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = len(lines) - min(HELD_OUT, len(lines) // 10)
-    to.write_bytes(b"".join(lines[kept:]))
-    path.write_bytes(b"".join(lines[:kept]))
+    left = len(lines) - min(HELD_OUT, len(lines) // 10)
+    to.write_bytes(b"".join(lines[left:]))
+    path.write_bytes(b"".join(lines[:left]))
 
 
 def tokenize(folder):
-    """The tokens of each file: all are tokenized now, so that planning a stage, which leaves nothing behind, need not do it again."""
-    tokenizer = ChatTokenizer(folder / "tokenizer")
-    paths = [folder / "data" / f"{name}.jsonl" for name in FILES]
-    return {"tokens": {path.stem: len(open_cache(path, tokenizer, detect_kind(path)).ids) for path in paths}}
+    """The tokens of each file, and the number of word problems, written to a file of their own.
+
+    All files are tokenized now: a bad line is found before anything is trained, and planning, which leaves nothing behind,
+    need not do it again.
+    """
+    data, tokenizer = folder / "data", ChatTokenizer(folder / "tokenizer")
+    paths = [data / f"{name}.jsonl" for name in (*FILES, "r1_test")]
+    tokens = {path.stem: len(open_cache(path, tokenizer, detect_kind(path)).ids) for path in paths if path.stat().st_size}
+    return {"tokens": tokens, "word_problems": word_problems(data / "r1_test.jsonl", data / "word_problems.jsonl")}
+
+
+def word_problems(path, to):
+    """Write the conversations of a file that ask in Chinese for a number; returns how many there are."""
+    lines = []
+    for _, line in numbered_lines(path):
+        contents = {message["role"]: message["content"] for message in reversed(parse_line(line, "conversations"))}  # of each role's first
+        if re.search("[\u4e00-\u9fff]", contents.get("user", "")) and NUMBER.fullmatch(answer_of(contents.get("assistant", ""))):
+            lines.append(line if line.endswith(b"\n") else line + b"\n")
+    to.write_bytes(b"".join(lines))
+    return len(lines)
 
 
 # ---- training ----
@@ -146,27 +164,34 @@ def command_line(flags):
 
 
 def plan(stage, folder, args, parts, chosen):
-    """{"steps", "flags"}: as many steps as the budget of tokens pays for, or the stage's share of the time that is left."""
+    """{"steps", "flags", ...}: as many steps as the budget of tokens pays for, or the stage's share of the time that is left."""
     flags = flags_of(stage, folder, args)
-    for other in chosen:
-        if (other.script, other.start) == (stage.script, stage.start) and (planned := parts.get(f"plan {other.name}")):
-            changed = {name: str(flags[name]) for name in ("learning_rate", "out_dir")}
-            return {"steps": planned["steps"], "flags": planned["flags"] | changed}
-    budget = getattr(args, f"{stage.name.split('_')[0].lower()}_tokens") or stage.tokens
+    first = next(other for other in chosen if other.script is stage.script and other.start == stage.start)
+    if first is not stage:  # another distillation
+        changed = {name: str(flags[name]) for name in ("learning_rate", "out_dir")}
+        return {"steps": parts[f"plan {first.name}"]["steps"], "flags": parts[f"plan {first.name}"]["flags"] | changed}
+    budget, measured = getattr(args, f"{stage.name.split('_')[0].lower()}_tokens") or stage.tokens, {}
     steps = max(2, round(budget / (flags["batch_size"] * flags["accumulation_steps"] * stage.max_seq_len)))
     if args.minutes:
+        start = time.perf_counter()
         measured = stage.script.main(command_line(flags) + ["--max_steps=5", "--eval_every=1000000", "--dry_run"])
+        measured["start_seconds"] = time.perf_counter() - start  # to read, pack and compile, which training will do once more
         flags |= {name: measured[name] for name in ("batch_size", "accumulation_steps")}  # halved where they did not fit
-        seconds = time_for(stage, parts, chosen, args.minutes) - args.validations * measured["validation_seconds"]
-        steps = max(2, min(steps, int(seconds / measured["step_seconds"])))
+        seconds = time_for(stage, parts["seconds"] + measured["start_seconds"], chosen, args.minutes)
+        seconds -= measured["start_seconds"] + args.validations * measured["validation_seconds"]
+        steps = min(steps, int(seconds / measured["step_seconds"]))
+        if steps < 2:
+            steps = 2
+            print(f"{stage.name}: --minutes {args.minutes:g} leaves no time for it, so that it takes 2 steps only")
     flags |= {"max_steps": steps, "eval_every": math.ceil(steps / args.validations), "save_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 20))}
-    return {"steps": steps, "flags": {name: value if value is True else str(value) for name, value in flags.items()}}
+    planned = {"steps": steps, "flags": {name: value if value is True else str(value) for name, value in flags.items()}}
+    return planned | {name: measured[name] for name in ("step_seconds", "validation_seconds", "start_seconds") if measured}
 
 
-def time_for(stage, parts, chosen, minutes):
-    """Seconds for the training of a stage: what is left is divided by the shares of all that is left to do."""
-    later = chosen[chosen.index(stage) :]
-    return max(0.0, minutes * 60 - parts["seconds"]) * stage.share / sum(other.share + GRADING * other.graded for other in later)
+def time_for(stage, spent, chosen, minutes):
+    """Seconds for a stage: what is left of the minutes is divided by the shares of all that is left to do."""
+    left = chosen[chosen.index(stage) :]
+    return max(0.0, minutes * 60 - spent) * stage.share / sum(other.share + GRADING * other.is_graded for other in left)
 
 
 def train_stage(stage, planned, folder):
@@ -183,19 +208,6 @@ def load(folder, device):
     return WeakWater.from_pretrained(folder).to(pick_device(device)).eval(), ChatTokenizer(folder)
 
 
-def word_problems(paths, to):
-    """Write the conversations of some files that ask in Chinese for a number; returns how many there are."""
-    lines = []
-    for _, line in chain.from_iterable(map(numbered_lines, paths)):
-        messages = parse_line(line, "conversations")
-        question = next(message["content"] for message in messages if message["role"] == "user")
-        reply = next(message["content"] for message in messages if message["role"] == "assistant")
-        if re.search("[\u4e00-\u9fff]", question) and NUMBER.fullmatch(answer_of(reply)):
-            lines.append(line if line.endswith(b"\n") else line + b"\n")
-    to.write_bytes(b"".join(lines))
-    return len(lines)
-
-
 def interval(share, count):
     """The 95% interval of a share of `count` (Wilson 1927)."""
     z = 1.96
@@ -206,9 +218,8 @@ def interval(share, count):
 def grade(stage, folder, args):
     """What a stage that converses is worth: held-out word problems, form, the loss of ordinary replies, and replies as they are."""
     model, tokenizer = load(folder / stage.name, args.device)
-    problems = folder / "data" / "word_problems.jsonl"
-    found = {"questions": word_problems([folder / "data" / "r1_val.jsonl", folder / "data" / "r1_test.jsonl"], problems)}
-    if found["questions"]:
+    problems, found = folder / "data" / "word_problems.jsonl", {"questions": 0}
+    if problems.stat().st_size:
         found |= score_file(model, tokenizer, problems, args.max_new_tokens)
         found["interval"] = interval(found["reasoning_accuracy"], found["questions"])
     found["ordinary_loss"] = loss_on(model, tokenizer, folder / "data" / "sft_val.jsonl", folder, args)
@@ -228,7 +239,8 @@ def loss_on(model, tokenizer, path, folder, args):
 def continuations(folder, args):
     model, tokenizer = load(folder / "pretrain", args.device)
     prompts = [[BOS, *tokenizer.encode(beginning)] for beginning in BEGINNINGS]
-    return {"texts": dict(zip(BEGINNINGS, map(tokenizer.decode, generate(model, prompts, Sampling(max_new_tokens=80)))))}
+    sampling = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=80, seed=args.seed)  # the likeliest tokens alone go round in circles
+    return {"texts": dict(zip(BEGINNINGS, map(tokenizer.decode, generate(model, prompts, sampling))))}
 
 
 # ---- what is told ----
@@ -283,8 +295,8 @@ def publish(folder, chosen):
         if path.is_file():
             (folder / "results" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / "results" / name)
-    distillations = {f"{stage.learning_rate:g}": read_metrics(folder / stage.name / "metrics.jsonl") for stage in chosen if stage.script is distill}
-    if any(distillations.values()):
+    distillations = {f"{stage.learning_rate:g}": lines for stage in chosen if stage.script is distill and (lines := read_metrics(folder / stage.name / "metrics.jsonl"))}
+    if distillations:
         draw_rates(distillations, folder / "results" / CHARTS["distill"] / "rates.png")
 
 
@@ -302,6 +314,7 @@ def draw_rates(distillations, path):
             axes.plot([step for step, _ in points], [value for _, value in points], label=f"learning rate {rate}", marker="o", markersize=3)
         axes.set(xlabel="step", ylabel=label)
         axes.grid(alpha=0.3)
+    both[1].set_ylim(-0.03, 1.03)
     both[0].legend()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
@@ -333,13 +346,17 @@ def main(argv=None):
     folder, chosen, device = Path(args.out_dir), stages(args.distill_rates), pick_device(args.device)
     if args.last and args.last not in [stage.name for stage in chosen]:
         raise ValueError(f"--last {args.last!r} is unknown, expected one of {', '.join(stage.name for stage in chosen)}")
+    if args.validations < 1:
+        raise ValueError(f"--validations ({args.validations}) must be at least 1")
+    if args.minutes < 0:
+        raise ValueError(f"--minutes ({args.minutes:g}) must not be negative")
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         **{name: value for name, value in vars(args).items() if name not in ("last", "data_dir", "out_dir", "num_workers")},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU cores",
         "dtype": str(pick_dtype(args.dtype, device)).removeprefix("torch."), "torch": torch.__version__,
     }  # fmt: skip
-    report = Report(folder, settings)
+    report = Report(folder, settings, anew=f"delete {folder}")
     command = shlex.join(["python", "tools/full_run.py", *(sys.argv[1:] if argv is None else argv)])
     if command not in report.parts.setdefault("commands", []):
         report.parts["commands"].append(command)
@@ -355,11 +372,12 @@ def main(argv=None):
     do("tokenizer", "tokenizer", lambda: train_tokenizer.main(command_line(tokenizer_flags)) or {})
     do("tokens", "tokens", lambda: tokenize(folder))
     for stage in chosen:
+        torch.compiler.reset()  # else rows of another length than the stage before had would be compiled for any length
         planned = do(f"plan {stage.name}", f"{stage.name}: how long", lambda: plan(stage, folder, args, report.parts, chosen))
         do(stage.name, stage.name, lambda: train_stage(stage, planned, folder))
         if stage.name == "pretrain":
             do("continuations", "texts that it goes on with", lambda: continuations(folder, args))
-        if stage.graded:
+        if stage.is_graded:
             do(f"grade {stage.name}", f"{stage.name}: grading", lambda: grade(stage, folder, args))
         if stage.name == args.last:
             break

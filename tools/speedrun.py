@@ -341,10 +341,16 @@ def measure(name, seed, args):
 
 
 def table(path):
-    """The results in a file as a Markdown table, best first: mean, difference from the baseline with the same seeds, losses by seed."""
+    """The results in a file as a Markdown table, best first: mean, difference from the baseline with the same seeds, losses by seed.
+
+    Raises ValueError for runs that are not to be compared.
+    """
     losses = defaultdict(dict)
-    for line in check_file(path).read_text(encoding="utf-8").splitlines():
-        result = json.loads(line)
+    results = [json.loads(line) for line in check_file(path).read_text(encoding="utf-8").splitlines()]
+    for name in ("tokens", "dtype", "compiled"):
+        if len(found := {result.get(name) for result in results}) > 1:
+            raise ValueError(f"{path}: found runs with {name} {' and '.join(map(str, found))}, expected one value: give each a --results file of its own")
+    for result in results:
         losses[result["change"]][result["seed"]] = result["val_loss"]
     baseline = losses.get("baseline", {})
     rows = []
