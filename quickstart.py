@@ -68,6 +68,11 @@ class Report:
             self.parts["tokens_per_second"] = round(sum(p["tokens"] for p in trained) / sum(p["train_seconds"] for p in trained))
         self.add_seconds(seconds)
 
+    def forget(self, *names):
+        """Let the next run do these parts again."""
+        self.parts = {name: part for name, part in self.parts.items() if name not in names}
+        self.add_seconds(0.0)
+
     def add_seconds(self, seconds):
         self.parts["seconds"] = round(self.parts["seconds"] + seconds, 1)
         write_atomically(self.path, lambda path: path.write_text(json.dumps(self.parts, indent=2) + "\n", encoding="utf-8"))

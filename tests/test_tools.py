@@ -18,7 +18,7 @@ from conftest import conversation, tiny_model, write_jsonl
 
 from model import rope_tables, rotate
 from tools.export_gguf import export_gguf, interleave
-from tools.full_run import GRADING, HELD_OUT, command_line, hold_out, interval, plan, stages, time_for, word_problems
+from tools.full_run import GRADING, command_line, gather, hold_out, interval, plan, stages, time_for, word_problems
 from tools.full_run import main as full_run
 from tools.speedrun import chunks, newton_schulz, polar_express, table, window
 
@@ -117,7 +117,7 @@ def test_speedrun_trains_on_equally_many_tokens_whatever_the_shape_of_a_step(dat
     names = ["baseline", "rows of 128, then 512", "batch 4 rows, then 8, then 16", "NorMuon"]
     flags = ["--data_path", data["pretrain"], "--val_path", data["pretrain_val"], "--tokens", 2 * 8 * 512, "--change", *names]
     run_tool("speedrun.py", *flags, cwd=tmp_path)
-    results = [json.loads(line) for line in (tmp_path / "benchmarks/speedrun.jsonl").read_text().splitlines()]
+    results = [json.loads(line) for line in (tmp_path / "out/speedrun.jsonl").read_text().splitlines()]
     assert [result["change"] for result in results] == names
     assert len({result["val_loss"] for result in results}) == 4 and all(4 < result["val_loss"] < 7 for result in results)
 
@@ -172,6 +172,28 @@ def test_word_problems_ask_in_chinese_for_a_number(tmp_path):
     assert json.loads((tmp_path / "b.jsonl").read_text(encoding="utf-8")) == kept
 
 
+def test_full_run_can_be_repeated_when_bad_lines_are_mended(data, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, source in {"pretrain": "pretrain", "sft_512": "sft", "sft_1024": "sft", "r1_1024": "r1"}.items():
+        shutil.copy(data[source], folder / f"{name}.jsonl")
+    whole = (folder / "r1_1024.jsonl").read_bytes()
+    (folder / "r1_1024.jsonl").write_bytes(whole[:-20])
+    flags = ["--data_dir", str(folder), "--out_dir", str(tmp_path / "out"), "--vocab_size", "500", "--preset", "tiny", "--last", "none"]
+    with pytest.raises(ValueError, match="--last 'none' is unknown"):
+        full_run(flags)
+    flags = [*flags[:-2], "--pretrain_tokens", "2048", "--step_tokens", "1024", "--last", "pretrain"]
+    with pytest.raises(ValueError, match=f"r1_val.jsonl:.*Mend it in {re.escape(str(folder))}"):
+        full_run(flags)
+    (folder / "r1_1024.jsonl").write_bytes(whole)
+    full_run(flags)
+    assert (tmp_path / "out/pretrain/model.safetensors").is_file()
+
+
+def test_speedrun_help_can_be_printed(tmp_path):
+    assert "constant, last 40% linear to 0" in " ".join(run_tool("speedrun.py", "--help", cwd=tmp_path).split())
+
+
 @pytest.mark.long
 def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
     folder = tmp_path / "data"
@@ -207,12 +229,29 @@ def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
 
 
 def test_the_last_lines_are_held_out(tmp_path):
-    for count, held_out in ((9, 0), (25, 2), (8000, HELD_OUT)):
+    for count, held_out in ((9, 0), (25, 2), (8000, 700)):
         text = "\n".join(map(str, range(count)))  # its last line without an end
         (tmp_path / "all").write_text(text)
-        hold_out(tmp_path / "all", tmp_path / "end")
+        hold_out(tmp_path / "all", tmp_path / "end", 700)
         assert (tmp_path / "all").read_text() + (tmp_path / "end").read_text() == text
         assert len((tmp_path / "end").read_text().split()) == held_out
+
+
+def test_shards_are_joined_and_what_is_missing_is_held_out(tmp_path):
+    lines = [f"{number}\n".encode() for number in range(3000)]
+    (tmp_path / "pretrain-00.jsonl").write_bytes(b"".join(lines[:1000])[:-1])  # without its last newline
+    (tmp_path / "pretrain-01.jsonl.xz").write_bytes(lzma.compress(b"".join(lines[1000:])))
+    for name in ("sft_512", "sft_1024", "sft_val", "r1_1024"):
+        (tmp_path / f"{name}.jsonl").write_bytes(b"".join(lines))
+    gather(tmp_path, tmp_path / "all")
+    found = {path.stem: path.read_bytes().splitlines(keepends=True) for path in (tmp_path / "all").iterdir()}
+    assert found == {
+        "pretrain": lines[:2700], "pretrain_val": lines[2700:], "sft_512": lines, "sft_val": lines, "sft_1024": lines,
+        "r1_1024": lines[:2520], "r1_test": lines[2520:2800], "r1_val": lines[2800:],
+    }  # fmt: skip
+    (tmp_path / "pretrain.jsonl").write_bytes(b"1\n")
+    with pytest.raises(ValueError, match="expected pretrain once"):
+        gather(tmp_path, tmp_path / "all")
 
 
 def test_time_that_is_left_is_shared_by_what_is_left_to_do():
@@ -256,7 +295,10 @@ def test_every_distillation_is_planned_alike_but_for_its_rate(tmp_path):
     assert command_line({"compile": True, "seed": "1"}) == ["--compile", "--seed=1"]
 
 
-@pytest.mark.parametrize("flags, message", [(["--validations", "0"], "--validations (0)"), (["--minutes", "-1"], "--minutes (-1)")])
+@pytest.mark.parametrize("flags, message", [
+    (["--validations", "0"], "--validations (0)"), (["--minutes", "-1"], "--minutes (-1)"), (["--minutes", "inf"], "--minutes (inf)"),
+    (["--distill_rates", "3e-3", "3e-3"], "--distill_rates (0.003 0.003)"),
+])  # fmt: skip
 def test_full_run_refuses_budgets_that_make_no_sense(flags, message, tmp_path):
     with pytest.raises(ValueError, match=re.escape(message)):
         full_run([*flags, "--out_dir", str(tmp_path / "out")])

@@ -3,8 +3,10 @@
 The whole path on real text in one command: tokenizer, pretraining, SFT on rows of 512 and of 1024 tokens, distillation at
 several learning rates, then scores and conversations.
 
-The folder holds pretrain.jsonl or its shards (pretrain-00.jsonl, ...), pretrain_val, sft_512, sft_1024, sft_val, r1_1024 and
-r1_val, each as .jsonl or .jsonl.xz. The last lines of r1_1024 are held out: their word problems are what models are graded on.
+The folder holds pretrain.jsonl or its shards (pretrain-00.jsonl, ...), sft_512, sft_1024 and r1_1024, each as .jsonl or
+.jsonl.xz. The last lines of pretrain, sft_512 and r1_1024 are held out to validate on, unless there are pretrain_val, sft_val
+and r1_val. More of r1_1024 is held out for its word problems, questions in Chinese whose answer is a number: on them the
+models are graded.
 
 A stage trains on its budget of tokens or, with --minutes, on as much of it as its share of the time that is left allows, at
 the speed that its first steps show; all distillations take equally many steps. The same command again goes on where it was
@@ -36,18 +38,20 @@ import pretrain
 import SFT
 import train_tokenizer
 from Config import DEVICES_HELP, DTYPES, PRESETS, TrainConfig, run_script, write_atomically
-from dataset import BOS, ChatTokenizer, PackedRows, detect_kind, numbered_lines, open_cache, parse_line
+from dataset import BAD_LINE_ADVICE, BOS, ChatTokenizer, PackedRows, detect_kind, numbered_lines, open_cache, parse_line
 from eval_model import NUMBER, answer_of, is_right, is_well_formed, score_file
 from generate import Sampling, generate
 from model import WeakWater, pick_device
 from quickstart import Report
 from trainer import Run, evaluate, pick_dtype, read_metrics
 
-FILES = ("pretrain", "pretrain_val", "sft_512", "sft_1024", "sft_val", "r1_1024", "r1_val")
+FILES = ("pretrain", "sft_512", "sft_1024", "r1_1024")
+HELD_OUT = {  # what is taken from the end of a file, unless it is there: (from where, lines, at most a tenth of all)
+    "pretrain_val": ("pretrain", 1500), "sft_val": ("sft_512", 500), "r1_val": ("r1_1024", 200), "r1_test": ("r1_1024", 700),
+}  # fmt: skip
 BEGINNINGS = ("中国的首都是", "春天来了，", "The")
 CHARTS = {"pretrain": "charts_pretrain", "SFT": "charts_SFT", "distill": "charts_Distill"}
 GRADING = 0.01  # of the time, for each stage that is graded
-HELD_OUT = 700  # lines of r1_1024, at most a tenth of them
 QUESTIONS = {  # with the number that is right, if there is one
     "你好，请介绍一下你自己。": "",
     "怎样才能睡得好？": "",
@@ -88,33 +92,55 @@ def stages(rates):
 
 
 def gather(data_dir, folder):
-    """Each file in one piece under its own name, unpacked, its shards joined; r1_test.jsonl is taken from the end of r1_1024.
+    """Each file in one piece under its own name, unpacked, its shards joined, and what is held out of it in files of their own.
 
-    Raises FileNotFoundError for one that is missing.
+    Raises FileNotFoundError for one that is missing, ValueError for one that is there twice.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    megabytes = {}
+    found = {name: parts_of(name, data_dir) for name in (*FILES, *HELD_OUT)}
     for name in FILES:
-        parts = sorted(path for path in data_dir.glob(f"{name}*.jsonl*") if re.fullmatch(rf"{name}(-\d+)?\.jsonl(\.xz)?", path.name))
-        if not parts:
+        if not found[name]:
             raise FileNotFoundError(f"{data_dir}: found no {name}.jsonl (nor shards {name}-00.jsonl, ... nor .jsonl.xz)")
-        with open(folder / f"{name}.jsonl.tmp", "wb") as joined:
-            for part in parts:
-                with lzma.open(part) if part.suffix == ".xz" else open(part, "rb") as file:
-                    shutil.copyfileobj(file, joined, 2**20)
-        if name == "r1_1024":
-            hold_out(folder / "r1_1024.jsonl.tmp", folder / "r1_test.jsonl")
-        (folder / f"{name}.jsonl.tmp").replace(folder / f"{name}.jsonl")
-        megabytes[name] = round((folder / f"{name}.jsonl").stat().st_size / 1e6, 1)
-    return {"megabytes": megabytes}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, parts in found.items():
+        if parts:
+            join(parts, folder / f"{name}.jsonl")
+    for name, (source, lines) in HELD_OUT.items():
+        if not found[name]:
+            hold_out(folder / f"{source}.jsonl", folder / f"{name}.jsonl", lines)
+    return {"megabytes": {name: round((folder / f"{name}.jsonl").stat().st_size / 1e6, 1) for name in found}}
 
 
-def hold_out(path, to):
-    """Move the last lines of a file to another."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    left = len(lines) - min(HELD_OUT, len(lines) // 10)
-    to.write_bytes(b"".join(lines[left:]))
-    path.write_bytes(b"".join(lines[:left]))
+def parts_of(name, data_dir):
+    """The files that make up `name`: one, or its shards in order, or none."""
+    parts = sorted(path for path in data_dir.glob(f"{name}*.jsonl*") if re.fullmatch(rf"{name}(-\d+)?\.jsonl(\.xz)?", path.name))
+    stems = [path.name.removesuffix(".xz") for path in parts]
+    if len(set(stems)) < len(stems) or (f"{name}.jsonl" in stems and len(stems) > 1):
+        raise ValueError(f"{data_dir}: found {', '.join(path.name for path in parts)}, expected {name} once: as one file or as shards, packed or not")
+    return parts
+
+
+def join(parts, to):
+    with open(to, "wb") as joined:
+        for part in parts:
+            last = b"\n"
+            with lzma.open(part) if part.suffix == ".xz" else open(part, "rb") as file:
+                while block := file.read(2**20):
+                    joined.write(block)
+                    last = block[-1:]
+            if last != b"\n":
+                joined.write(b"\n")
+
+
+def hold_out(path, to, lines):
+    """Move the last `lines` lines of a file, at most a tenth of all, to another."""
+    with open(path, "rb+") as file:
+        total = sum(1 for _ in file)
+        file.seek(0)
+        for _ in range(total - min(lines, total // 10)):
+            file.readline()
+        end = file.tell()
+        to.write_bytes(file.read())
+        file.truncate(end)
 
 
 def tokenize(folder):
@@ -124,9 +150,12 @@ def tokenize(folder):
     need not do it again.
     """
     data, tokenizer = folder / "data", ChatTokenizer(folder / "tokenizer")
-    paths = [data / f"{name}.jsonl" for name in (*FILES, "r1_test")]
-    tokens = {path.stem: len(open_cache(path, tokenizer, detect_kind(path)).ids) for path in paths if path.stat().st_size}
-    return {"tokens": tokens, "word_problems": word_problems(data / "r1_test.jsonl", data / "word_problems.jsonl")}
+    paths = [data / f"{name}.jsonl" for name in (*FILES, *HELD_OUT)]
+    tokens = {path.stem: len(open_cache(path, tokenizer, detect_kind(path)).ids) for path in paths}
+    problems = word_problems(data / "r1_test.jsonl", data / "word_problems.jsonl")
+    if not problems:
+        print("the end of r1_1024 has no questions in Chinese whose answer is a bare number: nothing will be graded")
+    return {"tokens": tokens, "word_problems": problems}
 
 
 def word_problems(path, to):
@@ -197,7 +226,11 @@ def time_for(stage, spent, chosen, minutes):
 def train_stage(stage, planned, folder):
     """The last value of each metric, the seconds of training and the number of parameters."""
     resume = (folder / stage.name / "training_state.pt").is_file()
-    last = stage.script.main(command_line(planned["flags"]) + ["--resume"] * resume)
+    try:
+        last = stage.script.main(command_line(planned["flags"]) + ["--resume"] * resume)
+    except SystemExit:  # Ctrl-C or SIGTERM
+        print("here: run the same full_run.py command again, and it goes on from the last save")
+        raise
     return {**last, "train_seconds": round(last["seconds"], 1), "parameters": load(folder / stage.name, "cpu")[0].num_parameters()}
 
 
@@ -321,6 +354,16 @@ def draw_rates(distillations, path):
     pyplot.close(figure)
 
 
+def check(args):
+    """Raises ValueError for what a stage would refuse hours later."""
+    for name, least in {"step_tokens": 1, "most_tokens": 1, "validations": 1, "max_new_tokens": 1, "num_workers": 0, "minutes": 0, "pretrain_tokens": 0, "sft_tokens": 0, "distill_tokens": 0}.items():
+        if not least <= getattr(args, name) < math.inf:
+            raise ValueError(f"--{name} ({getattr(args, name):g}) must be at least {least}, and a number")
+    for name, rates in {"rate_scale": [args.rate_scale], "distill_rates": args.distill_rates}.items():
+        if not all(0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
+            raise ValueError(f"--{name} ({' '.join(map('{:g}'.format, rates))}) must be greater than 0, and each another")
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default=".", help="the folder with the data (default: .)")
@@ -333,7 +376,7 @@ def main(argv=None):
     parser.add_argument("--step_tokens", type=int, default=80 * 512, help="positions in one step (default: 40960)")
     parser.add_argument("--most_tokens", type=int, default=80 * 512, help="positions in a micro-batch, at most (default: 40960)")
     parser.add_argument("--validations", type=int, default=10, help="in each stage (default: 10)")
-    parser.add_argument("--rate_scale", type=float, default=1.0, help="factor of the learning rates of pretraining and SFT; smaller models take larger ones (default: 1)")
+    parser.add_argument("--rate_scale", type=float, default=1.0, help="factor of the learning rates of pretraining and SFT: 2 for the preset tiny, since smaller models take larger rates (default: 1)")
     parser.add_argument("--distill_rates", type=float, nargs="+", default=[3e-3, 3e-4, 1e-6], help="learning rates to distil with (default: 3e-3 3e-4 1e-6)")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens in a reply (default: 512)")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare batches (default: 0)")
@@ -341,18 +384,15 @@ def main(argv=None):
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="arithmetic of the matrix products (default: auto)")
     parser.add_argument("--device", default="", help=DEVICES_HELP)
     parser.add_argument("--compile", action="store_true", help="torch.compile also on a CPU, which needs a C++ compiler (on CUDA it is the default)")
-    parser.add_argument("--last", default="", help="stop after the stage of this name")
+    parser.add_argument("--last", default="", help="stop after the stage of this name: pretrain, SFT_512, SFT_1024, distill_0.003, ...")
     args = parser.parse_args(argv)
     folder, chosen, device = Path(args.out_dir), stages(args.distill_rates), pick_device(args.device)
     if args.last and args.last not in [stage.name for stage in chosen]:
         raise ValueError(f"--last {args.last!r} is unknown, expected one of {', '.join(stage.name for stage in chosen)}")
-    if args.validations < 1:
-        raise ValueError(f"--validations ({args.validations}) must be at least 1")
-    if args.minutes < 0:
-        raise ValueError(f"--minutes ({args.minutes:g}) must not be negative")
+    check(args)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
-        **{name: value for name, value in vars(args).items() if name not in ("last", "data_dir", "out_dir", "num_workers")},
+        **{name: value for name, value in vars(args).items() if name not in ("last", "out_dir", "num_workers")},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU cores",
         "dtype": str(pick_dtype(args.dtype, device)).removeprefix("torch."), "torch": torch.__version__,
     }  # fmt: skip
@@ -370,10 +410,14 @@ def main(argv=None):
     do("data", "data", lambda: gather(Path(args.data_dir), folder / "data"))
     tokenizer_flags = {"data_path": folder / "data" / "pretrain.jsonl", "vocab_size": args.vocab_size, "out_dir": folder / "tokenizer"}
     do("tokenizer", "tokenizer", lambda: train_tokenizer.main(command_line(tokenizer_flags)) or {})
-    do("tokens", "tokens", lambda: tokenize(folder))
+    try:
+        do("tokens", "tokens", lambda: tokenize(folder))
+    except ValueError as error:
+        report.forget("data", "tokenizer")
+        raise ValueError(f"{str(error).removesuffix(BAD_LINE_ADVICE)}Mend it in {args.data_dir}, then run the same command again") from None
     for stage in chosen:
         torch.compiler.reset()  # else rows of another length than the stage before had would be compiled for any length
-        planned = do(f"plan {stage.name}", f"{stage.name}: how long", lambda: plan(stage, folder, args, report.parts, chosen))
+        planned = do(f"plan {stage.name}", f"{stage.name}: a dry run, to know how many steps fit", lambda: plan(stage, folder, args, report.parts, chosen))
         do(stage.name, stage.name, lambda: train_stage(stage, planned, folder))
         if stage.name == "pretrain":
             do("continuations", "texts that it goes on with", lambda: continuations(folder, args))

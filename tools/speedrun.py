@@ -336,7 +336,7 @@ def measure(name, seed, args):
     return {
         "change": name, "seed": seed, **{key: round(measured[key], 4) for key in ("val_loss", "val_bpb")},
         "last_losses": round(statistics.mean(losses[-20:]), 4), "tokens": args.tokens, "steps": len(losses), "skipped": run.skipped,
-        "parameters": model.num_parameters(), "seconds": round(time.perf_counter() - begin), "dtype": args.dtype, "compiled": run.compiled, "torch": torch.__version__,
+        "parameters": model.num_parameters(), "seconds": round(time.perf_counter() - begin), "dtype": str(run.dtype).removeprefix("torch."), "compiled": run.compiled, "torch": torch.__version__,
     }  # fmt: skip
 
 
@@ -369,8 +369,8 @@ def main(argv=None):
     parser.add_argument("--val_path", default="pretrain_val.jsonl", help="JSONL texts to be graded on (default: pretrain_val.jsonl)")
     parser.add_argument("--tokenizer", default="WeakWater_tokenizer", help="the tokenizer's folder (default: WeakWater_tokenizer)")
     parser.add_argument("--cache_dir", default="out", help="where token caches go (default: out)")
-    parser.add_argument("--results", default="benchmarks/speedrun.jsonl", help="where results are added (default: benchmarks/speedrun.jsonl)")
-    parser.add_argument("--change", nargs="+", default=["baseline"], choices=[*CHANGES, "all"], metavar="CHANGE", help="'all', or some of: " + "; ".join(CHANGES))
+    parser.add_argument("--results", default="out/speedrun.jsonl", help="where results are added (default: out/speedrun.jsonl)")
+    parser.add_argument("--change", nargs="+", default=["baseline"], choices=[*CHANGES, "all"], metavar="CHANGE", help=("'all', or some of: " + "; ".join(CHANGES)).replace("%", "%%"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1], help="seeds of weights and order (default: 1)")
     parser.add_argument("--tokens", type=int, default=300 * 8 * 512, help="positions trained on (default: 1228800)")
     parser.add_argument("--learning_rate", type=float, default=8e-3, help="peak learning rate (default: 8e-3)")
