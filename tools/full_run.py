@@ -13,7 +13,7 @@ the speed that its first steps show; all distillations take equally many steps. 
 stopped. Results are written as they come: report.json, experiments.md (tables and conversations), and each stage's metrics
 and charts; the folder results/ has copies of all that is small.
 
-    python tools/full_run.py --data_dir data --preset tiny --step_tokens 8192 --most_tokens 4096 --rate_scale 2 --minutes 90      on a CPU
+    python tools/full_run.py --data_dir data --preset tiny --step_tokens 4096 --most_tokens 4096 --rate_scale 2 --minutes 80      on a CPU
 """
 
 import argparse
