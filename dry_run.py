@@ -24,11 +24,11 @@ def dry_run(make_run, config, validation, probe=None):
     """
     run, seconds, tokens = find_fitting(make_run, config)
     step_seconds = sum(seconds) / len(seconds)
+    largest = largest_batch(run)  # before the sample replies, which take memory of their own
     validating = validation_seconds(run, step_seconds, validation) + (seconds_of(lambda: probe(run.model)) if probe else 0.0)
     hours = hours_of_run(run, step_seconds, validating)
     share = run.flops_share(tokens / sum(seconds))
     needed, free = disk_bytes(run), shutil.disk_usage(existing_folder(Path(config.out_dir))).free
-    largest = largest_batch(run)
     flags = f"--batch_size {run.config.batch_size} --accumulation_steps {run.config.accumulation_steps}"
     lines = [
         run.describe(),

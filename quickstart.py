@@ -10,6 +10,7 @@ import argparse
 import json
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import distill
@@ -59,7 +60,8 @@ class Report:
             result = work()
         except BaseException:
             if self.path.is_file():  # time that was spent, if there is a run that it was spent on
-                self.add_seconds(time.perf_counter() - start)
+                with suppress(OSError):  # a full disk, say, which is what ended it
+                    self.add_seconds(time.perf_counter() - start)
             raise
         seconds = time.perf_counter() - start
         self.parts[name] = {**result, "seconds": round(seconds, 1)}
@@ -71,7 +73,8 @@ class Report:
     def forget(self, *names):
         """Let the next run do these parts again."""
         self.parts = {name: part for name, part in self.parts.items() if name not in names}
-        self.add_seconds(0.0)
+        if self.path.is_file():
+            self.add_seconds(0.0)
 
     def add_seconds(self, seconds):
         self.parts["seconds"] = round(self.parts["seconds"] + seconds, 1)

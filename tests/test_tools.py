@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ import torch
 from conftest import conversation, tiny_model, write_jsonl
 
 from model import rope_tables, rotate
+from quickstart import Report
 from tools.export_gguf import export_gguf, interleave
 from tools.full_run import GRADING, command_line, gather, hold_out, interval, plan, stages, time_for, word_problems
 from tools.full_run import main as full_run
@@ -128,6 +130,15 @@ def test_speedrun_table_does_not_mix_lengths(tmp_path):
         table(tmp_path / "results.jsonl")
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("speedrun*.jsonl")), ids=lambda path: path.stem)
+def test_documented_speedrun_tables_are_those_of_their_files(path):
+    told = (ROOT / "docs/speedrun.md").read_text(encoding="utf-8")
+    rows = table(path).splitlines()[2:]
+    assert len(rows) >= 2
+    for row in rows if "long" not in path.stem else []:
+        assert row in told, row
+
+
 def test_speedrun_table_compares_with_the_baseline_of_the_same_seeds(tmp_path):
     results = [("baseline", 1, 5.0), ("baseline", 2, 6.0), ("a", 1, 4.5), ("a", 2, 5.9), ("b", 2, 6.25)]
     lines = [json.dumps({"change": change, "seed": seed, "val_loss": loss}) for change, seed, loss in results]
@@ -190,6 +201,21 @@ def test_full_run_can_be_repeated_when_bad_lines_are_mended(data, tmp_path):
     assert (tmp_path / "out/pretrain/model.safetensors").is_file()
 
 
+def test_report_counts_the_time_of_what_was_interrupted(tmp_path):
+    def interrupted():
+        time.sleep(0.3)
+        raise KeyboardInterrupt
+
+    report = Report(tmp_path, {"seed": 1}, anew="--fresh")
+    report.do("first", "first", dict)
+    with pytest.raises(KeyboardInterrupt):
+        report.do("second", "second", interrupted)
+    again = Report(tmp_path, {"seed": 1}, anew="--fresh")
+    assert 0.3 <= again.parts["seconds"] < 5 and set(again.parts) == {"settings", "seconds", "first"}
+    with pytest.raises(ValueError, match="a run with seed 1, here it is 2: .* --fresh to start over"):
+        Report(tmp_path, {"seed": 2}, anew="--fresh")
+
+
 def test_speedrun_help_can_be_printed(tmp_path):
     assert "constant, last 40% linear to 0" in " ".join(run_tool("speedrun.py", "--help", cwd=tmp_path).split())
 
@@ -229,12 +255,15 @@ def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
 
 
 def test_the_last_lines_are_held_out(tmp_path):
-    for count, held_out in ((9, 0), (25, 2), (8000, 700)):
+    for count, held_out in ((25, 2), (8000, 700)):
         text = "\n".join(map(str, range(count)))  # its last line without an end
         (tmp_path / "all").write_text(text)
         hold_out(tmp_path / "all", tmp_path / "end", 700)
         assert (tmp_path / "all").read_text() + (tmp_path / "end").read_text() == text
         assert len((tmp_path / "end").read_text().split()) == held_out
+    (tmp_path / "all").write_text("1\n" * 9)
+    with pytest.raises(ValueError, match="all: found 9 lines, expected at least 10"):
+        hold_out(tmp_path / "all", tmp_path / "end", 700)
 
 
 def test_shards_are_joined_and_what_is_missing_is_held_out(tmp_path):
@@ -251,6 +280,14 @@ def test_shards_are_joined_and_what_is_missing_is_held_out(tmp_path):
     }  # fmt: skip
     (tmp_path / "pretrain.jsonl").write_bytes(b"1\n")
     with pytest.raises(ValueError, match="expected pretrain once"):
+        gather(tmp_path, tmp_path / "all")
+    (tmp_path / "pretrain.jsonl").unlink()
+    before = {path: path.read_bytes() for path in tmp_path.glob("*.jsonl*")}
+    with pytest.raises(ValueError, match="would destroy them"):
+        gather(tmp_path, tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.glob("*.jsonl*")}
+    (tmp_path / "pretrain-01.jsonl.xz").write_bytes(lzma.compress(b"1\n" * 99)[:-20])
+    with pytest.raises(ValueError, match="pretrain-01.jsonl.xz: not a whole xz file"):
         gather(tmp_path, tmp_path / "all")
 
 

@@ -13,7 +13,10 @@ the speed that its first steps show; all distillations take equally many steps. 
 stopped. Results are written as they come: report.json, experiments.md (tables and conversations), and each stage's metrics
 and charts; the folder results/ has copies of all that is small.
 
-    python tools/full_run.py --data_dir data --preset tiny --step_tokens 4096 --most_tokens 4096 --rate_scale 2 --minutes 80      on a CPU
+On a CPU (this is the run of EXPERIMENTS.md):
+
+    python tools/full_run.py --data_dir data --preset tiny --step_tokens 4096 --most_tokens 4096 --rate_scale 2 \\
+        --distill_rates 6e-3 6e-4 1e-6 --minutes 80 --validations 5 --dtype bf16 --compile
 """
 
 import argparse
@@ -94,13 +97,17 @@ def stages(rates):
 def gather(data_dir, folder):
     """Each file in one piece under its own name, unpacked, its shards joined, and what is held out of it in files of their own.
 
-    Raises FileNotFoundError for one that is missing, ValueError for one that is there twice.
+    Raises FileNotFoundError for one that is missing, ValueError for one that is there twice, cut short or too small.
     """
+    if data_dir.resolve() == folder.resolve():
+        raise ValueError(f"{folder} is where the files are copied to, which would destroy them: pass another --out_dir")
     found = {name: parts_of(name, data_dir) for name in (*FILES, *HELD_OUT)}
     for name in FILES:
         if not found[name]:
             raise FileNotFoundError(f"{data_dir}: found no {name}.jsonl (nor shards {name}-00.jsonl, ... nor .jsonl.xz)")
     folder.mkdir(parents=True, exist_ok=True)
+    for cache in folder.glob("*.cache"):  # of copies made before
+        shutil.rmtree(cache)
     for name, parts in found.items():
         if parts:
             join(parts, folder / f"{name}.jsonl")
@@ -124,17 +131,22 @@ def join(parts, to):
         for part in parts:
             last = b"\n"
             with lzma.open(part) if part.suffix == ".xz" else open(part, "rb") as file:
-                while block := file.read(2**20):
-                    joined.write(block)
-                    last = block[-1:]
+                try:
+                    while block := file.read(2**20):
+                        joined.write(block)
+                        last = block[-1:]
+                except (EOFError, lzma.LZMAError) as error:
+                    raise ValueError(f"{part}: not a whole xz file ({error}): download it again") from None
             if last != b"\n":
                 joined.write(b"\n")
 
 
 def hold_out(path, to, lines):
-    """Move the last `lines` lines of a file, at most a tenth of all, to another."""
+    """Move the last `lines` lines of a file, at most a tenth of all, to another. Raises ValueError where that is none."""
     with open(path, "rb+") as file:
         total = sum(1 for _ in file)
+        if total < 10:
+            raise ValueError(f"{path.name}: found {total} lines, expected at least 10, a tenth of which is held out as {to.name}")
         file.seek(0)
         for _ in range(total - min(lines, total // 10)):
             file.readline()
@@ -228,8 +240,9 @@ def train_stage(stage, planned, folder):
     resume = (folder / stage.name / "training_state.pt").is_file()
     try:
         last = stage.script.main(command_line(planned["flags"]) + ["--resume"] * resume)
-    except SystemExit:  # Ctrl-C or SIGTERM
-        print("here: run the same full_run.py command again, and it goes on from the last save")
+    except SystemExit as stop:
+        if stop.code != 2:  # Ctrl-C or SIGTERM
+            print("here: run the same full_run.py command again, and it goes on from the last save")
         raise
     return {**last, "train_seconds": round(last["seconds"], 1), "parameters": load(folder / stage.name, "cpu")[0].num_parameters()}
 
@@ -356,7 +369,7 @@ def draw_rates(distillations, path):
 
 def check(args):
     """Raises ValueError for what a stage would refuse hours later."""
-    for name, least in {"step_tokens": 1, "most_tokens": 1, "validations": 1, "max_new_tokens": 1, "num_workers": 0, "minutes": 0, "pretrain_tokens": 0, "sft_tokens": 0, "distill_tokens": 0}.items():
+    for name, least in {"step_tokens": 1, "most_tokens": 1, "validations": 1, "max_new_tokens": 1, "num_workers": 0, "seed": 0, "minutes": 0, "pretrain_tokens": 0, "sft_tokens": 0, "distill_tokens": 0}.items():
         if not least <= getattr(args, name) < math.inf:
             raise ValueError(f"--{name} ({getattr(args, name):g}) must be at least {least}, and a number")
     for name, rates in {"rate_scale": [args.rate_scale], "distill_rates": args.distill_rates}.items():
@@ -407,14 +420,18 @@ def main(argv=None):
         publish(folder, chosen)
         return report.parts[name]
 
-    do("data", "data", lambda: gather(Path(args.data_dir), folder / "data"))
     tokenizer_flags = {"data_path": folder / "data" / "pretrain.jsonl", "vocab_size": args.vocab_size, "out_dir": folder / "tokenizer"}
-    do("tokenizer", "tokenizer", lambda: train_tokenizer.main(command_line(tokenizer_flags)) or {})
     try:
+        do("data", "data", lambda: gather(Path(args.data_dir), folder / "data"))
+        do("tokenizer", "tokenizer", lambda: train_tokenizer.main(command_line(tokenizer_flags)) or {})
         do("tokens", "tokens", lambda: tokenize(folder))
     except ValueError as error:
-        report.forget("data", "tokenizer")
-        raise ValueError(f"{str(error).removesuffix(BAD_LINE_ADVICE)}Mend it in {args.data_dir}, then run the same command again") from None
+        report.forget("data", "tokenizer")  # what is mended must be read again
+        found = str(error)
+        if found.endswith(BAD_LINE_ADVICE):
+            held_out = ", ".join(f"{name} of {source}" for name, (source, _) in HELD_OUT.items())
+            found = f"{found.removesuffix(BAD_LINE_ADVICE)}Mend it in {args.data_dir}, then run the same command again (shards are joined, and the last lines of some files held out: {held_out})"
+        raise ValueError(found) from None
     for stage in chosen:
         torch.compiler.reset()  # else rows of another length than the stage before had would be compiled for any length
         planned = do(f"plan {stage.name}", f"{stage.name}: a dry run, to know how many steps fit", lambda: plan(stage, folder, args, report.parts, chosen))
