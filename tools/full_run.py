@@ -54,7 +54,8 @@ HELD_OUT = {  # what is taken from the end of a file, unless it is there: (from 
 }  # fmt: skip
 BEGINNINGS = ("中国的首都是", "春天来了，", "The")
 CHARTS = {"pretrain": "charts_pretrain", "SFT": "charts_SFT", "distill": "charts_Distill"}
-GRADING = 0.01  # of the time, for each stage that is graded
+MOST_SHOWN = 300  # characters of a reply in experiments.md; report.json has all
+GRADING = 0.01    # of the time, for each stage that is graded
 QUESTIONS = {  # with the number that is right, if there is one
     "你好，请介绍一下你自己。": "",
     "怎样才能睡得好？": "",
@@ -325,7 +326,8 @@ def as_markdown(parts, chosen):
         for question, reply in row["replies"].items():
             expected = QUESTIONS[question]
             verdict = f" ({'right' if is_right(reply, expected) else f'wrong, expected {expected}'}{', well formed' if is_well_formed(reply) else ''})" if expected else ""
-            lines += ["", f"> {question}{verdict}", "", "```text", reply, "```"]
+            shown = reply if len(reply) <= MOST_SHOWN else f"{reply[:MOST_SHOWN]} ... ({len(reply)} characters in all)"
+            lines += ["", f"> {question}{verdict}", "", "```text", shown, "```"]
     return "\n".join(lines) + "\n"
 
 
