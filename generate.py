@@ -6,6 +6,7 @@ that each reply is what it would be alone.
 
 import codecs
 import math
+import platform
 import statistics
 import time
 from dataclasses import dataclass
@@ -119,53 +120,105 @@ class CPUDecoding(Decoding):
 
     def __init__(self, model, cache):
         super().__init__(model, cache)
-        self.products = {}  # by the number of sequences
+        self.product = self.prepared = None  # the fastest one for this number of sequences, and the weights as it takes them
+
+    def keep(self, rows):
+        super().keep(rows)
+        self.product = self.prepared = None
 
     @cached_property
     def weights(self):
-        """[(qkv, o, gate_up, down)] of each layer; made by the first call, so that the first token does not wait for it."""
-        found = []
-        for layer in self.model.model.layers:
-            attn, mlp = layer.self_attn, layer.mlp
-            qkv = torch.cat([attn.q_proj.weight, attn.k_proj.weight, attn.v_proj.weight])
-            gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight])
-            found.append((qkv, attn.o_proj.weight, gate_up, mlp.down_proj.weight))
-        return found
+        """[qkv, o, gate_up, down of the first layer, ..., lm_head]; made by the first call, so that the first token does not wait for it.
 
-    def product(self, B):
-        """The fastest one for B sequences, as a layer's largest matrix shows: x (B, inputs), weight (outputs, inputs) -> (B, outputs)."""
-        if B not in self.products:
-            weights = [gate_up for _, _, gate_up, _ in self.weights]
-            candidates = [F.linear, matrix_first_twice if B == 1 else matrix_first]
-            self.products[B] = fastest(candidates, weights[0].new_ones(B, weights[0].shape[1]), weights)
-        return self.products[B]
+        Those that follow an RMSNorm contain its weight and the sqrt(C) of its mean: what is left of it is `normalize`.
+        """
+        decoder, found = self.model.model, []
+
+        def after(norm, *linears):
+            return torch.cat([linear.weight for linear in linears]) * (norm.weight * math.sqrt(self.model.config.hidden_size))
+
+        for layer in decoder.layers:
+            attn, mlp = layer.self_attn, layer.mlp
+            found += [after(layer.input_layernorm, attn.q_proj, attn.k_proj, attn.v_proj), attn.o_proj.weight]
+            found += [after(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj), mlp.down_proj.weight]
+        return [*found, after(decoder.norm, self.model.lm_head)]
+
+    def use(self, product):
+        self.product, self.prepared = product, [product.prepare(weight) for weight in self.weights]
+
+    def normalize(self, x):
+        """x / sqrt(|x|^2 + C eps): an RMSNorm but for what the weight after it contains, in fewer calls than F.rms_norm makes on a CPU."""
+        config = self.model.config
+        squares = x.square().sum(dim=-1, keepdim=True)  # (B, 1)
+        return x * (squares + config.hidden_size * config.rms_norm_eps).rsqrt()
 
     def __call__(self, ids):
-        decoder, cache, config, product = self.model.model, self.cache, self.model.config, self.product(len(ids))
+        decoder, cache, config = self.model.model, self.cache, self.model.config
         B, H, K, D = len(ids), config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        if self.product is None:
+            gate_ups = self.weights[2::4]  # the layers' largest
+            self.use(fastest(products_for(B), gate_ups[0].new_ones(B, config.hidden_size), gate_ups))
+        product, weights = self.product, self.prepared
         mask, where = cache.mask(1), cache.next(1)
         cos, sin = decoder.cos[where], decoder.sin[where]
         x = decoder.embed_tokens(ids[:, 0])  # (B, C)
-        for number, (layer, (qkv, o, gate_up, down)) in enumerate(zip(decoder.layers, self.weights)):
-            heads = product(layer.input_layernorm(x), qkv).reshape(B, H + 2 * K, 1, D)
+        for number in range(config.num_hidden_layers):
+            qkv, o, gate_up, down = weights[4 * number : 4 * number + 4]
+            heads = product(self.normalize(x), qkv).reshape(B, H + 2 * K, 1, D)
             turned = rotate(heads[:, : H + K], cos, sin)
             k, v = cache.append(number, turned[:, H:], heads[:, H + K :])
             y = attention(turned[:, :H], k, v, mask)  # (B, H, 1, D)
             x = x + product(y.reshape(B, -1), o)
-            gate, up = product(layer.post_attention_layernorm(x), gate_up).chunk(2, dim=-1)
+            gate, up = product(self.normalize(x), gate_up).chunk(2, dim=-1)
             x = x + product(F.silu(gate) * up, down)
         cache.advance(1)
-        return product(decoder.norm(x), self.model.lm_head.weight)
+        return product(self.normalize(x), weights[-1])
 
 
-def matrix_first(x, weight):
-    """F.linear by the product of the other order, whose kernel has other numbers of vectors at which it is good."""
-    return (weight @ x.T).T.contiguous()
+class Product:
+    """x (B, inputs), weight (outputs, inputs) -> (B, outputs), as F.linear does it."""
+
+    def prepare(self, weight):
+        """The weight as `__call__` takes it."""
+        return weight
+
+    def __call__(self, x, weight):
+        return F.linear(x, weight)
 
 
-def matrix_first_twice(x, weight):
+class MatrixFirst(Product):
+    """By the product of the other order, whose kernel has other numbers of vectors at which it is good."""
+
+    def __call__(self, x, weight):
+        return (weight @ x.T).T.contiguous()
+
+
+class MatrixFirstTwice(Product):
     """The same for one vector, given twice: some processors' kernel for one vector uses one core, that for two uses all."""
-    return (weight @ torch.cat([x, x]).T)[:, :1].T
+
+    def __call__(self, x, weight):
+        return (weight @ torch.cat([x, x]).T)[:, :1].T
+
+
+class Packed(Product):
+    """By oneDNN, with the weight in the order in which its kernel reads it: what torch.compile does with weights that are constant."""
+
+    def __init__(self, B):
+        self.B = B
+
+    def prepare(self, weight):
+        return torch.ops.mkldnn._reorder_linear_weight(weight, self.B)
+
+    def __call__(self, x, weight):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def products_for(B):
+    """Those that may be the fastest for B sequences. The first is there everywhere."""
+    if B == 1:
+        return [Product(), MatrixFirstTwice()]
+    can_pack = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
+    return [Product(), MatrixFirst(), *([Packed(B)] if can_pack else [])]
 
 
 def fastest(products, x, weights):
@@ -174,10 +227,10 @@ def fastest(products, x, weights):
     Products round differently, so a chance that decides between two of them can change a reply from one run to the next. The
     first is therefore taken unless another saves a tenth of the time.
     """
-    seconds = [[] for _ in products]
+    seconds, prepared = [[] for _ in products], [[product.prepare(weight) for weight in weights] for product in products]
     for turn in range(max(len(weights), 5)):
         for number, product in enumerate(products):
-            weight = weights[(turn * len(products) + number) % len(weights)]  # not the one just read, which the processor may still hold
+            weight = prepared[number][(turn * len(products) + number) % len(weights)]  # not the one just read, which the processor may still hold
             start = time.perf_counter()
             product(x, weight)
             seconds[number].append(time.perf_counter() - start)

@@ -5,13 +5,13 @@ import sys
 
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import conversation, tiny_model
 
 import eval_model
 from eval_model import fit, is_right, is_well_formed
 from generate import (
-    PADDING, CPUDecoding, Decoding, Sampling, as_text, batches_of_like_length, fastest, generate, matrix_first, matrix_first_twice, sample, stream,
+    PADDING, CPUDecoding, Decoding, MatrixFirst, MatrixFirstTwice, Product, Sampling, as_text, batches_of_like_length, fastest, generate, products_for,
+    sample, stream,
 )  # fmt: skip
 from model import KVCache
 
@@ -48,7 +48,7 @@ def test_long_prompt_does_not_shorten_the_replies_beside_it():
 
 
 def test_replies_that_have_ended_leave_the_batch_and_the_others_stay_what_they_are(monkeypatch):
-    model, batches = tiny_model(0), []
+    model, batches, products = tiny_model(0), [], {}
     with torch.no_grad():
         model.lm_head.weight[2] *= 6  # the end token wins sooner or later
     prompts = [[1, 50 + number] + [60 + 7 * number, 90 + number] * (5 * number % 8) for number in range(8)]
@@ -57,17 +57,22 @@ def test_replies_that_have_ended_leave_the_batch_and_the_others_stay_what_they_a
     class Counting(CPUDecoding):
         def __call__(self, ids):
             batches.append(len(ids))
-            return super().__call__(ids)
+            logits = super().__call__(ids)
+            products[len(ids)] = self.product
+            return logits
 
     monkeypatch.setattr("generate.CPUDecoding", Counting)
     assert generate(model, prompts, Sampling(max_new_tokens=60)) == alone
     *_, half, fifth, three_quarters, but_one, last = sorted(map(len, alone))
     assert 0 < half < fifth < three_quarters < but_one < last == 60
     assert batches == [8] * half + [4] * (three_quarters - half) + [2] * (but_one - three_quarters) + [1] * (59 - but_one)
+    assert len(set(products.values())) == 4  # each number of replies has the product that is the fastest for it
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("batch, padding, product", [(1, 0, F.linear), (1, 0, matrix_first_twice), (3, 0, F.linear), (3, 4, matrix_first)])
+@pytest.mark.parametrize("batch, padding, product", [
+    *((1, 0, product) for product in products_for(1)), *((3, 0, product) for product in products_for(3)), (3, 4, MatrixFirst()),
+])  # fmt: skip
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 6, "tie_word_embeddings": False}])
 def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, product, changes):
     model = tiny_model(**changes)
@@ -81,7 +86,7 @@ def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, product
     for cache in caches:
         model(ids[:, :7], cache.mask(7, documents[:, :7] if padding else None), cache=cache)
     lean, whole = CPUDecoding(model, caches[0]), Decoding(model, caches[1])
-    lean.products[batch] = product
+    lean.use(product)
     for position in range(7, 24):
         one = ids[:, position : position + 1]
         torch.testing.assert_close(lean(one), whole(one), rtol=1e-4, atol=1e-5)
@@ -89,10 +94,10 @@ def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, product
     assert caches[0].used == caches[1].used == 24
 
 
-@pytest.mark.parametrize("product, batch", [(matrix_first, 3), (matrix_first, 1), (matrix_first_twice, 1)])
+@pytest.mark.parametrize("product, batch", [(MatrixFirst(), 3), (MatrixFirst(), 1), (MatrixFirstTwice(), 1), *((each, 3) for each in products_for(3))])
 def test_products_of_decoding_are_those_of_float64(product, batch):
     x, weight = torch.randn(batch, 24), torch.randn(10, 24)
-    found = product(x, weight)
+    found = product(x, product.prepare(weight))
     torch.testing.assert_close(found.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
     assert found.shape == (batch, 10)
 
@@ -102,17 +107,21 @@ def test_decoding_takes_another_product_than_the_first_where_it_saves_a_tenth_of
     clock, read = [0.0], []
     monkeypatch.setattr("generate.time.perf_counter", lambda: clock[0])
 
-    def lasting(seconds):
-        def product(x, weight):
-            clock[0] += seconds
+    class Lasting(Product):
+        def __init__(self, seconds):
+            self.seconds = seconds
+
+        def prepare(self, weight):
+            return weight + 1
+
+        def __call__(self, x, weight):
+            clock[0] += self.seconds
             read.append(float(weight[0, 0]))
 
-        return product
-
-    products = [lasting(each) for each in seconds]
+    products = [Lasting(each) for each in seconds]
     weights = [torch.full((2, 4), float(number)) for number in range(3)]
     assert fastest(products, torch.ones(1, 4), weights) is products[taken]
-    assert len(read) == 10 and all(one != other for one, other in zip(read, read[1:]))  # none is timed on what was just read
+    assert len(read) == 10 and set(read) == {1, 2, 3} and all(one != other for one, other in zip(read, read[1:]))  # none is timed on what was just read
 
 
 def test_generation_stops_at_the_end_token_the_limit_and_the_context():
