@@ -79,7 +79,7 @@ def stream(model, prompts, sampling):
     mask = cache.mask(longest, torch.tensor(documents, device=device) if has_padding else None)
     logits = model(torch.tensor(padded, device=device), mask, cache=cache, last_only=True)[:, -1]  # (B, V)
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    decode = {"cuda": CapturedDecoding, "cpu": CPUDecoding}.get(device.type, Decoding)(model, cache)
+    decode = decoding_of(model)(model, cache)
     rows, end = list(range(len(prompts))), config.eos_token_id  # rows: the replies that are computed
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for position in range(longest, length):
@@ -99,6 +99,13 @@ def stream(model, prompts, sampling):
         logits = decode(next_ids[:, None])
 
 
+def decoding_of(model):
+    weight = model.lm_head.weight
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        return CPUDecoding
+    return CapturedDecoding if weight.device.type == "cuda" else Decoding
+
+
 class Decoding:
     """One more token for each sequence in a cache: ids (B, 1) -> logits (B, V)."""
 
@@ -116,21 +123,22 @@ class Decoding:
 
 
 class CPUDecoding(Decoding):
-    """The same on a CPU, where small products and the calls between them cost as much as reading the weights: fewer of both."""
+    """The same on a CPU in float32, where small products and the calls between them cost as much as reading the weights: fewer of both."""
 
     def __init__(self, model, cache):
         super().__init__(model, cache)
-        self.product = self.prepared = None  # the fastest one for this number of sequences, and the weights as it takes them
+        self.product = self.arranged = None  # the fastest one for this number of sequences, and the weights as it takes them
 
     def keep(self, rows):
         super().keep(rows)
-        self.product = self.prepared = None
+        self.product = self.arranged = None
 
     @cached_property
     def weights(self):
         """[qkv, o, gate_up, down of the first layer, ..., lm_head]; made by the first call, so that the first token does not wait for it.
 
-        Those that follow an RMSNorm contain its weight and the sqrt(C) of its mean: what is left of it is `normalize`.
+        Those that follow an RMSNorm contain its weight and the sqrt(C) of its mean, C being the hidden size: what is left of
+        it is `normalize`. Some 0.7 times the model's memory, and once more the model's where the product rearranges them.
         """
         decoder, found = self.model.model, []
 
@@ -144,7 +152,7 @@ class CPUDecoding(Decoding):
         return [*found, after(decoder.norm, self.model.lm_head)]
 
     def use(self, product):
-        self.product, self.prepared = product, [product.prepare(weight) for weight in self.weights]
+        self.product, self.arranged = product, [product.arrange(weight) for weight in self.weights]
 
     def normalize(self, x):
         """x / sqrt(|x|^2 + C eps): an RMSNorm but for what the weight after it contains, in fewer calls than F.rms_norm makes on a CPU."""
@@ -158,7 +166,7 @@ class CPUDecoding(Decoding):
         if self.product is None:
             gate_ups = self.weights[2::4]  # the layers' largest
             self.use(fastest(products_for(B), gate_ups[0].new_ones(B, config.hidden_size), gate_ups))
-        product, weights = self.product, self.prepared
+        product, weights = self.product, self.arranged
         mask, where = cache.mask(1), cache.next(1)
         cos, sin = decoder.cos[where], decoder.sin[where]
         x = decoder.embed_tokens(ids[:, 0])  # (B, C)
@@ -175,10 +183,10 @@ class CPUDecoding(Decoding):
         return product(self.normalize(x), weights[-1])
 
 
-class Product:
+class Linear:
     """x (B, inputs), weight (outputs, inputs) -> (B, outputs), as F.linear does it."""
 
-    def prepare(self, weight):
+    def arrange(self, weight):
         """The weight as `__call__` takes it."""
         return weight
 
@@ -186,27 +194,32 @@ class Product:
         return F.linear(x, weight)
 
 
-class MatrixFirst(Product):
+class MatrixFirst(Linear):
     """By the product of the other order, whose kernel has other numbers of vectors at which it is good."""
 
     def __call__(self, x, weight):
         return (weight @ x.T).T.contiguous()
 
 
-class MatrixFirstTwice(Product):
+class MatrixFirstTwice(Linear):
     """The same for one vector, given twice: some processors' kernel for one vector uses one core, that for two uses all."""
 
     def __call__(self, x, weight):
         return (weight @ torch.cat([x, x]).T)[:, :1].T
 
 
-class Packed(Product):
-    """By oneDNN, with the weight in the order in which its kernel reads it: what torch.compile does with weights that are constant."""
+class Packed(Linear):
+    """By oneDNN, with the weight in the order in which its kernel reads it. The operators are private ones of torch, of 2.5 to 2.14 at least."""
+
+    @staticmethod
+    def is_available():
+        has_operators = all(hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise"))
+        return torch.backends.mkldnn.is_available() and has_operators and platform.machine().lower() in ("x86_64", "amd64")  # not tried on others
 
     def __init__(self, B):
         self.B = B
 
-    def prepare(self, weight):
+    def arrange(self, weight):
         return torch.ops.mkldnn._reorder_linear_weight(weight, self.B)
 
     def __call__(self, x, weight):
@@ -214,11 +227,10 @@ class Packed(Product):
 
 
 def products_for(B):
-    """Those that may be the fastest for B sequences. The first is there everywhere."""
+    """Those that may be the fastest for B sequences. One alone is bound by reading the weights, in whatever order they are."""
     if B == 1:
-        return [Product(), MatrixFirstTwice()]
-    can_pack = torch.backends.mkldnn.is_available() and platform.machine().lower() in ("x86_64", "amd64")
-    return [Product(), MatrixFirst(), *([Packed(B)] if can_pack else [])]
+        return [Linear(), MatrixFirstTwice()]
+    return [Linear(), MatrixFirst(), *([Packed(B)] if Packed.is_available() else [])]
 
 
 def fastest(products, x, weights):
@@ -227,10 +239,10 @@ def fastest(products, x, weights):
     Products round differently, so a chance that decides between two of them can change a reply from one run to the next. The
     first is therefore taken unless another saves a tenth of the time.
     """
-    seconds, prepared = [[] for _ in products], [[product.prepare(weight) for weight in weights] for product in products]
+    seconds, arranged = [[] for _ in products], [[product.arrange(weight) for weight in weights] for product in products]
     for turn in range(max(len(weights), 5)):
         for number, product in enumerate(products):
-            weight = prepared[number][(turn * len(products) + number) % len(weights)]  # not the one just read, which the processor may still hold
+            weight = arranged[number][(turn * len(products) + number) % len(weights)]  # not the one just read, which the processor may still hold
             start = time.perf_counter()
             product(x, weight)
             seconds[number].append(time.perf_counter() - start)

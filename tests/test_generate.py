@@ -10,7 +10,7 @@ from conftest import conversation, tiny_model
 import eval_model
 from eval_model import fit, is_right, is_well_formed
 from generate import (
-    PADDING, CPUDecoding, Decoding, MatrixFirst, MatrixFirstTwice, Product, Sampling, as_text, batches_of_like_length, fastest, generate, products_for,
+    PADDING, CPUDecoding, Decoding, Linear, MatrixFirst, MatrixFirstTwice, Sampling, as_text, batches_of_like_length, fastest, generate, products_for,
     sample, stream,
 )  # fmt: skip
 from model import KVCache
@@ -66,7 +66,7 @@ def test_replies_that_have_ended_leave_the_batch_and_the_others_stay_what_they_a
     *_, half, fifth, three_quarters, but_one, last = sorted(map(len, alone))
     assert 0 < half < fifth < three_quarters < but_one < last == 60
     assert batches == [8] * half + [4] * (three_quarters - half) + [2] * (but_one - three_quarters) + [1] * (59 - but_one)
-    assert len(set(products.values())) == 4  # each number of replies has the product that is the fastest for it
+    assert len(set(products.values())) == 4  # chosen anew for each number of replies
 
 
 @torch.inference_mode()
@@ -94,10 +94,10 @@ def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, product
     assert caches[0].used == caches[1].used == 24
 
 
-@pytest.mark.parametrize("product, batch", [(MatrixFirst(), 3), (MatrixFirst(), 1), (MatrixFirstTwice(), 1), *((each, 3) for each in products_for(3))])
+@pytest.mark.parametrize("product, batch", [(MatrixFirst(), 1), (MatrixFirstTwice(), 1), *((each, 3) for each in products_for(3))])
 def test_products_of_decoding_are_those_of_float64(product, batch):
     x, weight = torch.randn(batch, 24), torch.randn(10, 24)
-    found = product(x, product.prepare(weight))
+    found = product(x, product.arrange(weight))
     torch.testing.assert_close(found.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-5)
     assert found.shape == (batch, 10)
 
@@ -107,11 +107,11 @@ def test_decoding_takes_another_product_than_the_first_where_it_saves_a_tenth_of
     clock, read = [0.0], []
     monkeypatch.setattr("generate.time.perf_counter", lambda: clock[0])
 
-    class Lasting(Product):
+    class Lasting(Linear):
         def __init__(self, seconds):
             self.seconds = seconds
 
-        def prepare(self, weight):
+        def arrange(self, weight):
             return weight + 1
 
         def __call__(self, x, weight):
@@ -122,6 +122,19 @@ def test_decoding_takes_another_product_than_the_first_where_it_saves_a_tenth_of
     weights = [torch.full((2, 4), float(number)) for number in range(3)]
     assert fastest(products, torch.ones(1, 4), weights) is products[taken]
     assert len(read) == 10 and set(read) == {1, 2, 3} and all(one != other for one, other in zip(read, read[1:]))  # none is timed on what was just read
+
+
+def test_prompts_are_answered_together_in_any_precision():
+    model = tiny_model(3).double()
+    prompts = [[1, 50], [1, 60, 70, 80], [1, 7, 9]]
+    in_double = generate(model, prompts, Sampling(max_new_tokens=8))
+    assert generate(model.float(), prompts, Sampling(max_new_tokens=8)) == in_double
+    assert all(map(len, generate(model.half(), prompts, Sampling(max_new_tokens=8))))
+
+
+def test_without_onednn_sequences_go_together_by_the_other_products(monkeypatch):
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    assert [type(product) for product in products_for(3)] == [Linear, MatrixFirst]
 
 
 def test_generation_stops_at_the_end_token_the_limit_and_the_context():
