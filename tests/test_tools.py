@@ -243,7 +243,7 @@ def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
     output = run_tool("full_run.py", *flags, cwd=tmp_path)
     after = json.loads(report.read_text())
     assert output.count("done before") == 6 and after["pretrain"] == before["pretrain"]
-    assert {"SFT_512", "SFT_1024", "distill_0.001", "grade SFT_1024", "grade distill_0.001"} <= set(after)
+    assert {"SFT_512", "SFT_1024", "distill_0.001", "grade SFT_512", "grade SFT_1024", "grade distill_0.001", "grade distill_0.001_mixed"} <= set(after)
     assert after["grade SFT_1024"]["ordinary_loss"] == pytest.approx(after["SFT_1024"]["val_loss"], abs=1e-3)
     told = (tmp_path / "out/full/results/experiments.md").read_text(encoding="utf-8")
     assert told.count("\n| pretrain | 3 |") == told.count("\n| distill_0.001 | 2 |") == told.count("## SFT_1024 replies") == 1
@@ -277,6 +277,7 @@ def test_shards_are_joined_and_what_is_missing_is_held_out(tmp_path):
     assert found == {
         "pretrain": lines[:2700], "pretrain_val": lines[2700:], "sft_512": lines, "sft_val": lines, "sft_1024": lines,
         "r1_1024": lines[:2520], "r1_test": lines[2520:2800], "r1_val": lines[2800:],
+        "r1_mixed": lines[:2520] + lines[:1371],  # half of 11,490 bytes: 10 lines of 2, 90 of 3, 900 of 4, 371 of 5
     }  # fmt: skip
     (tmp_path / "pretrain.jsonl").write_bytes(b"1\n")
     with pytest.raises(ValueError, match="expected pretrain once"):
@@ -293,9 +294,9 @@ def test_shards_are_joined_and_what_is_missing_is_held_out(tmp_path):
 
 def test_time_that_is_left_is_shared_by_what_is_left_to_do():
     chosen = stages([3e-3, 3e-4])
-    assert time_for(chosen[0], 0.0, chosen, 60) == pytest.approx(3600 * 0.5 / (0.96 + 3 * GRADING))
-    assert time_for(chosen[3], 600.0, chosen, 60) == pytest.approx(3000 * 0.12 / (0.24 + 2 * GRADING))
-    assert time_for(chosen[4], 9999.0, chosen, 60) == 0
+    assert time_for(chosen[0], 0.0, chosen, 60) == pytest.approx(3600 * 0.5 / (0.96 + 5 * GRADING))
+    assert time_for(chosen[3], 600.0, chosen, 60) == pytest.approx(3000 * 0.08 / (0.24 + 3 * GRADING))
+    assert time_for(chosen[5], 9999.0, chosen, 60) == 0
 
 
 def planning(**changes):
@@ -313,12 +314,12 @@ def test_planned_steps_and_validations_fill_their_share_of_the_time(data, tokeni
     tokenizer.save_pretrained(tmp_path / "tokenizer", 512)
     for name in ("pretrain", "pretrain_val"):
         shutil.copy(data[name], tmp_path / "data" / f"{name}.jsonl")
-    found = plan(chosen[0], tmp_path, planning(minutes=2), {"seconds": 30.0}, chosen)
+    found = plan(chosen[0], tmp_path, planning(minutes=20), {"seconds": 30.0}, chosen)
     assert found["flags"]["batch_size"] == found["flags"]["accumulation_steps"] == "2" and found["validation_seconds"] > 0
-    share = (90 - found["start_seconds"]) * 0.5 / (0.96 + 2 * GRADING)
+    share = (1170 - found["start_seconds"]) * 0.5 / (0.96 + 4 * GRADING)
     taken = found["start_seconds"] + 4 * found["validation_seconds"] + found["steps"] * found["step_seconds"]
     assert found["steps"] > 2 and share - found["step_seconds"] < taken <= share
-    assert plan(chosen[0], tmp_path, planning(minutes=2), {"seconds": 120.0}, chosen)["steps"] == 2
+    assert plan(chosen[0], tmp_path, planning(minutes=20), {"seconds": 1200.0}, chosen)["steps"] == 2
 
 
 def test_every_distillation_is_planned_alike_but_for_its_rate(tmp_path):
@@ -329,6 +330,8 @@ def test_every_distillation_is_planned_alike_but_for_its_rate(tmp_path):
     second = plan(chosen[4], tmp_path, args, {"plan distill_0.003": {**first, "steps": 7}}, chosen)
     assert second["steps"] == 7
     assert {name for name in first["flags"] if first["flags"][name] != second["flags"][name]} == {"learning_rate", "out_dir"}
+    mixed = plan(chosen[5], tmp_path, args, {"plan distill_0.003": first}, chosen)
+    assert mixed["steps"] == 6 and mixed["flags"] == first["flags"] | {"data_path": str(tmp_path / "data/r1_mixed.jsonl"), "out_dir": str(tmp_path / "distill_0.003_mixed")}
     assert command_line({"compile": True, "seed": "1"}) == ["--compile", "--seed=1"]
 
 

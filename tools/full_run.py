@@ -1,7 +1,7 @@
 """python tools/full_run.py --data_dir data
 
 The whole path on real text in one command: tokenizer, pretraining, SFT on rows of 512 and of 1024 tokens, distillation at
-several learning rates, then scores and conversations.
+several learning rates and, at the first of them, on a mix with ordinary conversations; then scores and conversations.
 
 The folder holds pretrain.jsonl or its shards (pretrain-00.jsonl, ...), sft_512, sft_1024 and r1_1024, each as .jsonl or
 .jsonl.xz. The last lines of pretrain, sft_512 and r1_1024 are held out to validate on, unless there are pretrain_val, sft_val
@@ -52,6 +52,8 @@ FILES = ("pretrain", "sft_512", "sft_1024", "r1_1024")
 HELD_OUT = {  # what is taken from the end of a file, unless it is there: (from where, lines, at most a tenth of all)
     "pretrain_val": ("pretrain", 1500), "sft_val": ("sft_512", 500), "r1_val": ("r1_1024", 200), "r1_test": ("r1_1024", 700),
 }  # fmt: skip
+MIX = "r1_mixed"   # r1_1024 and the beginning of sft_512
+MIXED_IN = 0.5     # bytes of sft_512 for each byte of r1_1024
 BEGINNINGS = ("中国的首都是", "春天来了，", "The")
 CHARTS = {"pretrain": "charts_pretrain", "SFT": "charts_SFT", "distill": "charts_Distill"}
 MOST_SHOWN = 300  # characters of a reply in experiments.md; report.json has all
@@ -83,14 +85,15 @@ class Stage:
 
 
 def stages(rates):
-    """What is trained, in order: three stages, then one distillation for each learning rate."""
+    """What is trained, in order: three stages, then one distillation for each learning rate, and one on the mix at the first."""
+    distillations = [(f"distill_{rate:g}", "r1_1024", rate) for rate in rates] + [(f"distill_{rates[0]:g}_mixed", MIX, rates[0])]
     return [
         Stage("pretrain", pretrain, "pretrain", "pretrain_val", 350e6, 0.5),
-        Stage("SFT_512", SFT, "sft_512", "sft_val", 40e6, 0.14, start="pretrain"),
+        Stage("SFT_512", SFT, "sft_512", "sft_val", 40e6, 0.14, is_graded=True, start="pretrain"),
         Stage("SFT_1024", SFT, "sft_1024", "sft_val", 20e6, 0.08, is_graded=True, start="SFT_512", max_seq_len=1024),
         *(
-            Stage(f"distill_{rate:g}", distill, "r1_1024", "r1_val", 15e6, 0.24 / len(rates), True, "SFT_1024", 1024, rate)
-            for rate in rates
+            Stage(name, distill, data, "r1_val", 15e6, 0.24 / len(distillations), True, "SFT_1024", 1024, rate)
+            for name, data, rate in distillations
         ),
     ]
 
@@ -115,6 +118,7 @@ def gather(data_dir, folder):
     for name, (source, lines) in HELD_OUT.items():
         if not found[name]:
             hold_out(folder / f"{source}.jsonl", folder / f"{name}.jsonl", lines)
+    mix(folder / "r1_1024.jsonl", folder / "sft_512.jsonl", folder / f"{MIX}.jsonl")
     return {"megabytes": {name: round((folder / f"{name}.jsonl").stat().st_size / 1e6, 1) for name in found}}
 
 
@@ -156,6 +160,18 @@ def hold_out(path, to, lines):
         file.truncate(end)
 
 
+def mix(path, other, to):
+    """Write a file and, after it, as many lines of another as have MIXED_IN times its bytes. Training shuffles them."""
+    left = path.stat().st_size * MIXED_IN
+    shutil.copy(path, to)
+    with open(other, "rb") as lines, open(to, "ab") as mixed:
+        for line in lines:
+            left -= len(line)
+            if left < 0:
+                break
+            mixed.write(line)
+
+
 def tokenize(folder):
     """The tokens of each file, and the number of word problems, written to a file of their own.
 
@@ -163,7 +179,7 @@ def tokenize(folder):
     need not do it again.
     """
     data, tokenizer = folder / "data", ChatTokenizer(folder / "tokenizer")
-    paths = [data / f"{name}.jsonl" for name in (*FILES, *HELD_OUT)]
+    paths = [data / f"{name}.jsonl" for name in (*FILES, *HELD_OUT, MIX)]
     tokens = {path.stem: len(open_cache(path, tokenizer, detect_kind(path)).ids) for path in paths}
     problems = word_problems(data / "r1_test.jsonl", data / "word_problems.jsonl")
     if not problems:
@@ -210,7 +226,7 @@ def plan(stage, folder, args, parts, chosen):
     flags = flags_of(stage, folder, args)
     first = next(other for other in chosen if other.script is stage.script and other.start == stage.start)
     if first is not stage:  # another distillation
-        changed = {name: str(flags[name]) for name in ("learning_rate", "out_dir")}
+        changed = {name: str(flags[name]) for name in ("learning_rate", "data_path", "out_dir")}
         return {"steps": parts[f"plan {first.name}"]["steps"], "flags": parts[f"plan {first.name}"]["flags"] | changed}
     budget, measured = getattr(args, f"{stage.name.split('_')[0].lower()}_tokens") or stage.tokens, {}
     steps = max(2, round(budget / (flags["batch_size"] * flags["accumulation_steps"] * stage.max_seq_len)))
@@ -343,7 +359,7 @@ def publish(folder, chosen):
         if path.is_file():
             (folder / "results" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / "results" / name)
-    distillations = {f"{stage.learning_rate:g}": lines for stage in chosen if stage.script is distill and (lines := read_metrics(folder / stage.name / "metrics.jsonl"))}
+    distillations = {stage.name.removeprefix("distill_").replace("_", ", "): lines for stage in chosen if stage.script is distill and (lines := read_metrics(folder / stage.name / "metrics.jsonl"))}
     if distillations:
         draw_rates(distillations, folder / "results" / CHARTS["distill"] / "rates.png")
 
