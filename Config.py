@@ -118,6 +118,7 @@ class LLMConfig:
 PRESETS = {
     "30m": {},  # 28,975,616 parameters with the vocabulary of 6400
     # rope_theta as in LLaMA: with 1e6, only a few of a head's 64 dimensions would tell near positions apart
+    "5m": dict(hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4, rope_theta=1e4),
     "tiny": dict(hidden_size=192, intermediate_size=512, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=3, rope_theta=1e4),
 }
 

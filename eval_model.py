@@ -117,12 +117,12 @@ def fit(tokenizer, messages, room):
     return ids, system + turns
 
 
-def reply_to(model, tokenizer, prompt, sampling, write):
-    """Stream one reply through `write(text)`; returns it whole. Ctrl-C ends the reply where it is."""
+def reply_to(model, tokenizer, prompt, sampling, write, shared):
+    """Stream one reply through `write(text)`; returns it whole. Ctrl-C ends the reply where it is. shared: a dict, see `stream`."""
     end = model.config.eos_token_id
     parts = []
     try:
-        ids = (ids[0] for ids in stream(model, [prompt], sampling) if ids[0] != end)
+        ids = (ids[0] for ids in stream(model, [prompt], sampling, shared) if ids[0] != end)
         for text in as_text(tokenizer, ids):
             parts.append(text)
             write(text)
@@ -162,7 +162,7 @@ def chat(model, tokenizer, args, sampling):
     is_terminal = sys.stdin.isatty()
     context = min(tokenizer.max_length, model.config.max_position_embeddings)
     room = context - min(sampling.max_new_tokens, context // 2)
-    messages = []
+    messages, shared = [], {}
     if is_terminal:
         print("Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D ends the program." + ("" if args.model_mode else " This model continues texts."))
     prompts = [args.prompt.encode("utf-8", "replace").decode()] if args.prompt is not None else typed_lines(is_terminal)
@@ -177,7 +177,7 @@ def chat(model, tokenizer, args, sampling):
             else:
                 prompt, messages = fit(tokenizer, [*messages, {"role": "user", "content": question}], room)
             # asked again, a question may get another reply
-            reply = reply_to(model, tokenizer, prompt, replace(sampling, seed=sampling.seed + number), printer())
+            reply = reply_to(model, tokenizer, prompt, replace(sampling, seed=sampling.seed + number), printer(), shared)
         except ValueError as error:
             if args.prompt is not None:
                 raise

@@ -10,7 +10,6 @@ import platform
 import statistics
 import time
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -61,11 +60,12 @@ def sample(logits, sampling, generator=None):
 
 
 @torch.inference_mode()
-def stream(model, prompts, sampling):
+def stream(model, prompts, sampling, shared=None):
     """Yield one list of B token ids per step, until each reply has ended, is `max_new_tokens` long or fills the context.
 
-    prompts: B lists of ids. A reply that has ended goes on with end tokens, but whenever half of those that are computed have
-    ended, the others go on without them. Raises ValueError for a prompt that leaves no room.
+    prompts: B lists of ids. shared: a dict that calls with the same weights share, so that what decoding makes of them is made
+    once. A reply that has ended goes on with end tokens, but whenever half of those that are computed have ended, the others
+    go on without them. Raises ValueError for a prompt that leaves no room.
     """
     config, device = model.config, model.lm_head.weight.device
     longest, context = max(map(len, prompts)), config.max_position_embeddings
@@ -79,7 +79,7 @@ def stream(model, prompts, sampling):
     mask = cache.mask(longest, torch.tensor(documents, device=device) if has_padding else None)
     logits = model(torch.tensor(padded, device=device), mask, cache=cache, last_only=True)[:, -1]  # (B, V)
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    decode = decoding_of(model)(model, cache)
+    decode = decoding_of(model)(model, cache, {} if shared is None else shared)
     rows, end = list(range(len(prompts))), config.eos_token_id  # rows: the replies that are computed
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for position in range(longest, length):
@@ -111,8 +111,8 @@ class Decoding:
 
     can_drop_rows = True
 
-    def __init__(self, model, cache):
-        self.model, self.cache = model, cache
+    def __init__(self, model, cache, shared):
+        self.model, self.cache, self.shared = model, cache, shared
 
     def keep(self, rows):
         """Go on with these sequences alone."""
@@ -125,21 +125,26 @@ class Decoding:
 class CPUDecoding(Decoding):
     """The same on a CPU in float32, where small products and the calls between them cost as much as reading the weights: fewer of both."""
 
-    def __init__(self, model, cache):
-        super().__init__(model, cache)
+    def __init__(self, *args):
+        super().__init__(*args)
         self.product = self.arranged = None  # the fastest one for this number of sequences, and the weights as it takes them
 
     def keep(self, rows):
         super().keep(rows)
         self.product = self.arranged = None
 
-    @cached_property
+    @property
     def weights(self):
         """[qkv, o, gate_up, down of the first layer, ..., lm_head]; made by the first call, so that the first token does not wait for it.
 
         Those that follow an RMSNorm contain its weight and the sqrt(C) of its mean, C being the hidden size: what is left of
         it is `normalize`. Some 0.7 times the model's memory, and once more the model's where the product rearranges them.
         """
+        if "weights" not in self.shared:
+            self.shared["weights"] = self.join_weights()
+        return self.shared["weights"]
+
+    def join_weights(self):
         decoder, found = self.model.model, []
 
         def after(norm, *linears):
@@ -293,12 +298,12 @@ def batches_of_like_length(lengths, room, batch_size):
 
 def generate(model, prompts, sampling, batch_size=128, shows_progress=False):
     """The reply to each prompt (lists of ids), without its end token. Prompts of like length are answered together."""
-    replies, end = [[] for _ in prompts], model.config.eos_token_id
+    replies, end, shared = [[] for _ in prompts], model.config.eos_token_id, {}
     room = model.config.max_position_embeddings - sampling.max_new_tokens
     with tqdm(total=len(prompts), unit="reply", disable=None if shows_progress else True, leave=False) as bar:
         for chosen in batches_of_like_length([len(prompt) for prompt in prompts], room, batch_size):
             steps, before = [], bar.n
-            for ids in stream(model, [prompts[number] for number in chosen], sampling):
+            for ids in stream(model, [prompts[number] for number in chosen], sampling, shared):
                 steps.append(ids)
                 bar.update(before + ids.count(end) - bar.n)
             bar.update(before + len(chosen) - bar.n)

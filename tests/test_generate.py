@@ -85,7 +85,7 @@ def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, product
     caches = [KVCache(model.config, batch, 24, "cpu") for _ in range(2)]
     for cache in caches:
         model(ids[:, :7], cache.mask(7, documents[:, :7] if padding else None), cache=cache)
-    lean, whole = CPUDecoding(model, caches[0]), Decoding(model, caches[1])
+    lean, whole = CPUDecoding(model, caches[0], {}), Decoding(model, caches[1], {})
     lean.use(product)
     for position in range(7, 24):
         one = ids[:, position : position + 1]
@@ -122,6 +122,19 @@ def test_decoding_takes_another_product_than_the_first_where_it_saves_a_tenth_of
     weights = [torch.full((2, 4), float(number)) for number in range(3)]
     assert fastest(products, torch.ones(1, 4), weights) is products[taken]
     assert len(read) == 10 and set(read) == {1, 2, 3} and all(one != other for one, other in zip(read, read[1:]))  # none is timed on what was just read
+
+
+def test_calls_share_weights_joined_once_and_see_changed_ones_without_the_dict(monkeypatch):
+    model, joined, shared = tiny_model(3), [], {}
+    join_weights = CPUDecoding.join_weights
+    monkeypatch.setattr(CPUDecoding, "join_weights", lambda self: joined.append(1) or join_weights(self))
+    first, *others = [list(stream(model, [[1, 50]], Sampling(max_new_tokens=20), shared)) for _ in range(3)]
+    assert others == [first, first] and len(joined) == 1
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.neg_()
+    changed = list(stream(model, [[1, 50]], Sampling(max_new_tokens=20)))
+    assert [ids[0] for ids in changed] == greedy_by_hand(model, [1, 50], 20)[: len(changed)] != [ids[0] for ids in first][: len(changed)]
 
 
 def test_prompts_are_answered_together_in_any_precision():
@@ -266,7 +279,7 @@ def folder(tokenizer, tmp_path):
 def test_a_pipe_is_answered_line_by_line_with_the_turns_before(folder, tokenizer, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO("你好\n\n再见\n/new\n早\n"))
     seen = []
-    monkeypatch.setattr(eval_model, "stream", lambda model, prompts, sampling: seen.append(prompts[0]) or iter([tokenizer.encode("好")[:1], [2]]))
+    monkeypatch.setattr(eval_model, "stream", lambda model, prompts, sampling, shared: seen.append(prompts[0]) or iter([tokenizer.encode("好")[:1], [2]]))
     eval_model.main(["--model_dir", folder, "--device", "cpu"])
     reply = tokenizer.decode(tokenizer.encode("好")[:1])
     assert seen[0] == tokenizer.prompt_ids(conversation("你好"))
@@ -280,7 +293,7 @@ def test_chat_forgets_what_is_longer_than_the_rows_it_was_trained_on(folder, tok
     tokenizer.save_pretrained(folder, 2 * max(map(len, alone)))  # half of it for the reply; the model itself could hold 512
     monkeypatch.setattr(sys, "stdin", io.StringIO("甲\n乙\n丙\n"))
     seen = []
-    monkeypatch.setattr(eval_model, "stream", lambda model, prompts, sampling: seen.append(prompts[0]) or iter([tokenizer.encode("好")[:1], [2]]))
+    monkeypatch.setattr(eval_model, "stream", lambda model, prompts, sampling, shared: seen.append(prompts[0]) or iter([tokenizer.encode("好")[:1], [2]]))
     eval_model.main(["--model_dir", folder, "--device", "cpu"])
     assert seen == alone
 
@@ -289,7 +302,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(folder, tokenizer, monkeypat
     monkeypatch.setattr(sys, "stdin", io.StringIO("一\n二\n"))
     prompts = []
 
-    def interrupted(model, prompt, sampling):
+    def interrupted(model, prompt, sampling, shared):
         prompts.append(prompt[0])
         yield tokenizer.encode("a")
         raise KeyboardInterrupt
@@ -309,7 +322,7 @@ def test_prompt_gives_one_answer_and_the_same_seed_the_same(folder, capsys):
 
 def test_pretrained_mode_continues_the_text(folder, tokenizer, monkeypatch):
     seen = []
-    monkeypatch.setattr(eval_model, "stream", lambda model, prompts, sampling: seen.append(prompts[0]) or iter([[2]]))
+    monkeypatch.setattr(eval_model, "stream", lambda model, prompts, sampling, shared: seen.append(prompts[0]) or iter([[2]]))
     eval_model.main(["--model_mode", "0", "--model_dir", folder, "--prompt", "小明有", "--device", "cpu"])
     assert seen == [[1, *tokenizer.encode("小明有")]]
 

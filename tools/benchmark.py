@@ -148,7 +148,7 @@ def measure_train(args):
 def measure_generate(args):
     """{prefill and decode tokens per second: one prompt, TOGETHER of them, one question, QUESTIONS of them}; medians, after one to warm up.
 
-    Decoding includes what is made once for each reply, such as our CUDA graph.
+    Decoding includes what is made anew for each reply, such as our CUDA graph, but not what a chat's first reply leaves to the next.
     """
     device = pick_device(args.device)
     shape = LLMConfig.preset(args.preset)
@@ -158,7 +158,7 @@ def measure_generate(args):
         return measure_llama_cpp(shape, prompt, args)
     if args.candidate == "weakwater":
         model = WeakWater(replace(shape, eos_token_id=-1)).to(device).eval()  # so that no reply ends early
-        run = partial(generate_ours, model)
+        run = partial(generate_ours, model, {})
     else:
         model = Peer(shape).llama[0].to(device).eval()
         run = partial(generate_theirs, model, device)
@@ -176,10 +176,10 @@ def measure_generate(args):
     return {**result, "peak_megabytes": peak_megabytes(device)}
 
 
-def generate_ours(model, prompts, count):
-    """Seconds to generate `count` tokens for each prompt."""
+def generate_ours(model, shared, prompts, count):
+    """Seconds to generate `count` tokens for each prompt; `shared` by all calls, as by the replies of a chat."""
     start = time.perf_counter()
-    steps = sum(1 for _ in stream(model, prompts, Sampling(max_new_tokens=count)))
+    steps = sum(1 for _ in stream(model, prompts, Sampling(max_new_tokens=count), shared))
     seconds = time.perf_counter() - start
     assert steps == count, f"generated {steps} tokens, expected {count}"
     return seconds
