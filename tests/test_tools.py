@@ -22,6 +22,7 @@ from quickstart import Report
 from tools.export_gguf import export_gguf, interleave
 from tools.full_run import GRADING, command_line, gather, hold_out, interval, plan, stages, time_for, word_problems
 from tools.full_run import main as full_run
+from tools.gpu_report import captured_against_plain
 from tools.speedrun import chunks, newton_schulz, polar_express, table, window
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,6 +164,12 @@ def test_masks_that_look_back_less_far_at_first_are_those_of_their_formulas():
             assert window(3)(document_ids, 0.4)[0, 0, query, key] == (visible and query - key < 3)
             assert chunks(3)(document_ids, 0.4)[0, 0, query, key] == (visible and query // 3 == key // 3)
             assert window(3)(document_ids, 0.5)[0, 0, query, key] == chunks(3)(document_ids, 0.5)[0, 0, query, key] == visible
+
+
+def test_decoding_is_checked_against_plain_decoding_without_a_card_too():
+    model = tiny_model()
+    found = captured_against_plain(SimpleNamespace(model=lambda: model, config=model.config, device=torch.device("cpu")))
+    assert found["largest_logit_difference"] == 0 < found["largest_logit"]
 
 
 # ---- the full run ----

@@ -192,7 +192,7 @@ def captured_against_plain(bench):
         for kind in kinds:
             cache = KVCache(bench.config, 2, 100, bench.device)
             model(ids[:, :40], cache=cache, last_only=True)
-            decode = kind(model, cache)
+            decode = kind(model, cache, {})
             found.append(torch.stack([decode(ids[:, position : position + 1]).clone() for position in range(40, 100)]))
     return {"largest_logit_difference": float((found[0] - found[1]).abs().max()), "largest_logit": float(found[1].abs().max())}
 
