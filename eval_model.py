@@ -69,22 +69,31 @@ def is_right(reply, expected):
     return found == expected
 
 
-def score(model, tokenizer, questions, max_new_tokens=512, shows_progress=False):
-    """Greedy replies to questions, a list of (prompt ids, expected reply).
+def judged_replies(model, tokenizer, questions, max_new_tokens=512, shows_progress=False):
+    """Greedy replies to questions, a list of (prompt ids, expected reply), each with its verdicts.
 
-    Returns {"reasoning_accuracy": share of right answers (see is_right), "well_formed": share of replies in R1 format}.
+    Returns [{"reply", "is_right": see there, "is_well_formed": in R1 format}, ...] in the order of the questions.
     """
     prompts, sampling = [prompt for prompt, _ in questions], Sampling(max_new_tokens=max_new_tokens)
-    replies = [tokenizer.decode(ids) for ids in generate(model, prompts, sampling, shows_progress=shows_progress)]
-    right = [is_right(reply, expected) for reply, (_, expected) in zip(replies, questions)]
+    replies = map(tokenizer.decode, generate(model, prompts, sampling, shows_progress=shows_progress))
+    return [{"reply": reply, "is_right": is_right(reply, expected), "is_well_formed": is_well_formed(reply)} for reply, (_, expected) in zip(replies, questions)]
+
+
+def shares(judged):
+    """{"reasoning_accuracy": share of right answers, "well_formed": share of replies in R1 format} of judged replies."""
     return {
-        "reasoning_accuracy": sum(right) / len(questions),
-        "well_formed": sum(map(is_well_formed, replies)) / len(questions),
+        "reasoning_accuracy": sum(one["is_right"] for one in judged) / len(judged),
+        "well_formed": sum(one["is_well_formed"] for one in judged) / len(judged),
     }
 
 
-def score_file(model, tokenizer, path, max_new_tokens=512):
-    """`score` over what the conversations of a JSONL file ask first. Raises ValueError at a bad line."""
+def score(model, tokenizer, questions, max_new_tokens=512):
+    """The `shares` of the greedy replies to questions, a list of (prompt ids, expected reply)."""
+    return shares(judged_replies(model, tokenizer, questions, max_new_tokens))
+
+
+def read_questions(tokenizer, path):
+    """[(prompt ids, expected reply), ...]: what the conversations of a JSONL file ask first. Raises ValueError at a bad line."""
     questions = []
     for number, line in numbered_lines(check_file(path)):
         try:
@@ -95,7 +104,13 @@ def score_file(model, tokenizer, path, max_new_tokens=512):
         questions.append((tokenizer.prompt_ids(messages[:first_reply]), messages[first_reply]["content"]))
     if not questions:
         raise ValueError(f"{path}: expected conversations, found an empty file")
-    return {"questions": len(questions), **score(model, tokenizer, questions, max_new_tokens, shows_progress=True)}
+    return questions
+
+
+def score_file(model, tokenizer, path, max_new_tokens=512):
+    """{"questions", "reasoning_accuracy", "well_formed"}: the `shares` of the greedy replies to the questions of a file."""
+    questions = read_questions(tokenizer, path)
+    return {"questions": len(questions), **shares(judged_replies(model, tokenizer, questions, max_new_tokens, shows_progress=True))}
 
 
 # ---- chat ----

@@ -38,22 +38,23 @@ QUESTIONS = ["你是谁？", "小明有345个苹果，又买了278个。小明�
 class Report:
     """report.json: what is finished, written anew after each part, so that a second run can skip it.
 
-    anew: how to start over, for the message when the settings differ.
+    anew: how to start over, for the message when the settings differ. may_change: names of those that may; the newest are kept.
     """
 
-    def __init__(self, folder, settings, anew):
+    def __init__(self, folder, settings, anew, may_change=()):
         self.path = folder / "report.json"
         self.parts = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {"settings": settings, "seconds": 0.0}
         stored = self.parts["settings"]
         for name in {**settings, **stored}:
-            if stored.get(name) != settings.get(name):
+            if name not in may_change and stored.get(name) != settings.get(name):
                 raise ValueError(f"{self.path}: found a run with {name} {stored.get(name)}, here it is {settings.get(name)}: use the same, another --out_dir, or {anew} to start over")
+        self.parts["settings"] = settings
 
     def do(self, name, title, work):
-        """Put what `work()` returns under `name`, with its seconds, unless an earlier run has done it."""
+        """Put what `work()` returns under `name`, with its seconds, unless an earlier run has done it. Returns whether it was done now."""
         if name in self.parts:
             print(f"=== {title}: done before")
-            return
+            return False
         print(f"=== {title}", flush=True)
         start = time.perf_counter()
         try:
@@ -65,10 +66,8 @@ class Report:
             raise
         seconds = time.perf_counter() - start
         self.parts[name] = {**result, "seconds": round(seconds, 1)}
-        trained = [self.parts[part] for part in STAGES if part in self.parts]
-        if trained:
-            self.parts["tokens_per_second"] = round(sum(p["tokens"] for p in trained) / sum(p["train_seconds"] for p in trained))
         self.add_seconds(seconds)
+        return True
 
     def forget(self, *names):
         """Let the next run do these parts again."""
@@ -177,6 +176,9 @@ def main(argv=None):
     report.do("tokenizer", "tokenizer", lambda: make_tokenizer(folder))
     for name in STAGES:
         report.do(name, name, lambda: run_stage(name, folder, args))
+    trained = [report.parts[name] for name in STAGES]
+    report.parts["tokens_per_second"] = round(sum(part["tokens"] for part in trained) / sum(part["train_seconds"] for part in trained))
+    report.add_seconds(0.0)
     print_conversations(folder, args)
     print_scoreboard(report.parts)
     distilled = folder / STAGES["distill"]["folder"]

@@ -85,7 +85,7 @@ def train(model, rows, config, validation=None, probe=None):
                         log.validation(step, evaluate(run, validation), probe(model) if probe else {})
                     saved = saves and run.save(step, log)
                 if last and not saved:
-                    raise ValueError(f"step {step}: {run.no_sense()}")
+                    raise Diverged(f"step {step}: {run.no_sense()}")
                 if stop:
                     log.say(f"stopped at step {step}/{run.total_steps}" + (
                         f", saved in {config.out_dir}: the same command with --resume goes on from here"
@@ -94,6 +94,10 @@ def train(model, rows, config, validation=None, probe=None):
         log.say(f"the model is in {config.out_dir}")
         log.close()
         return log.last
+
+
+class Diverged(ValueError):
+    """The loss or the gradients of a run make no sense any more."""
 
 
 class Run:
@@ -192,14 +196,14 @@ class Run:
         return int(self.dropped[1])
 
     def give_up(self, step, micro_batches, loss, grad_norm):
-        """Leave what tools/replay.py needs to repeat the step, then raise ValueError with what is known of it."""
+        """Leave what tools/replay.py needs to repeat the step, then raise Diverged with what is known of it."""
         found = f"step {step}: loss {loss:.4g}, gradient norm {grad_norm:.4g}, the update dropped for the {self.skipped_in_a_row}th time in a row. {likely_cause(loss, self)}."
         try:
             kept = f"To repeat the step: python tools/replay.py {self.keep_step(step, micro_batches, loss, grad_norm)}"
         except OSError as error:
             kept = f"(The step could not be kept: {error})"
         advice = f" To go on from it with other flags: --init_from {self.config.out_dir} and another --out_dir." if self.has_checkpoint() else ""
-        raise ValueError(f"{found} {self.what_is_kept()}.{advice} {kept}")
+        raise Diverged(f"{found} {self.what_is_kept()}.{advice} {kept}")
 
     def keep_step(self, step, micro_batches, loss, grad_norm):
         """Write the weights and the micro-batches of all processes to failed_step.pt; its path."""

@@ -17,10 +17,11 @@ import pytest
 import torch
 from conftest import conversation, tiny_model, write_jsonl
 
+from dataset import ChatTokenizer
 from model import rope_tables, rotate
 from quickstart import Report
 from tools.export_gguf import export_gguf, interleave
-from tools.full_run import GRADING, command_line, gather, hold_out, interval, plan, stages, time_for, word_problems
+from tools.full_run import GRADING, as_markdown, command_line, flags_of, gather, hold_out, interval, plan, signs_test, stages, time_for, typical, word_problems
 from tools.full_run import main as full_run
 from tools.gpu_report import captured_against_plain
 from tools.speedrun import chunks, newton_schulz, polar_express, table, window
@@ -181,13 +182,47 @@ def test_interval_is_the_one_worked_out_by_hand():
     assert interval(0.0, 10)[0] == 0 and interval(1.0, 10)[1] == 1
 
 
-def test_word_problems_ask_in_chinese_for_a_number(tmp_path):
+def test_signs_test_is_the_one_worked_out_by_hand():
+    assert signs_test(5, 1) == signs_test(1, 5) == 2 * (1 + 6) / 2**6  # both tails of 6 coins: none or one
+    assert signs_test(3, 3) == signs_test(0, 0) == 1
+
+
+def test_typical_leaves_out_what_compiled_and_averages_the_end():
+    lines = [{"loss": 9.0, "tokens_per_second": 1.0, "mfu": 0.01}, *({"loss": 5.0 + step, "tokens_per_second": 100.0 + step, "mfu": 0.3} for step in range(7))]
+    lines.insert(4, {"val_loss": 2.0})
+    assert typical([*lines, {"loss": None, "tokens_per_second": 7.0}]) == {"loss": 9.0, "tokens_per_second": 103.0, "mfu": 0.3}  # of 7 to 11
+    assert typical(lines[:1]) == {"loss": 9.0, "tokens_per_second": 1.0, "mfu": 0.01}
+
+
+def test_tables_tell_what_was_measured():
+    chosen = stages([3e-3, 1e9])
+    stage = {"step": 9, "tokens": 2_500_000, "train_seconds": 90, "tokens_per_second": 31234.5, "mfu": 0.25, "loss": 2.0, "val_loss": 2.5, "val_ppl": 12.18, "val_bpb": 0.9, "parameters": 12345}
+    graded = {"questions": 40, "reasoning_accuracy": 0.05, "right": [3, 4], "interval": [0.01, 0.17], "well_formed": 0.5, "ordinary_loss": 3.25, "replies": {}}
+    parts = {
+        "settings": {"device": "a later card", "preset": "tiny", "torch": "2", "dtype": "bfloat16"}, "commands": ["python a"], "seconds": 600.0,
+        "tokens": {"word_problems": 40, "constant_answer": "7", "constant_right": 3}, "pretrain": {**stage, "device": "a card"}, "SFT_1024": stage,
+        "distill_1e+09": {"diverged": "step 3"}, "distill_0.003": {**stage, "device": "another"}, "grade SFT_1024": graded,
+        "grade distill_0.003": {**graded, "against": {"model": "SFT_1024", "won": 5, "lost": 1, "p": 0.21875}},
+    }  # fmt: skip
+    told = as_markdown(parts, chosen)
+    assert "12,345 parameters; a card, then another, torch 2, bfloat16; 10 minutes in all" in told
+    assert "\n| pretrain | 9 | 2.5M | 1.5 | 31,234 | 25.0% | 2.000 | 2.500 | 12.18 | 0.900 |\n" in told
+    assert "\n| distill_1e+09 | diverged |" in told and told.count("distill_1e+09") == 1
+    assert "\n| distill_0.003 | 2 of 40, 5.0% | 1.0% to 17.0% | +5 -1 (p = 0.22) | 50.0% | 3.250 |\n| always 7 | 3 of 40, 7.5% |" in told
+    lines = [line.count("|") for line in told.splitlines() if line.startswith("|")]
+    assert lines == [11] * 6 + [7] * 5  # each table's rows are as wide as its head
+
+
+def test_word_problems_ask_in_chinese_for_a_number(tokenizer, tmp_path):
     reply = "<think>想</think>\n<answer>{}</answer>".format
     kept = {"conversations": conversation("3加4等于几？", reply("3+4=7。答案：7"))}
-    others = [("What is 3 + 4?", reply("7")), ("选哪个？", reply("A")), ("一共多少？", reply("一共有7个。"))]
+    others = [("What is 3 + 4?", reply("7")), ("选哪个？", reply("A")), ("一共多少？", reply("一共有7个。")), ("1加1等于几？", reply("2")), ("几" * 200, reply("7"))]
     path = write_jsonl(tmp_path / "a.jsonl", [*({"conversations": conversation(*other)} for other in others), kept])
-    assert word_problems(path, tmp_path / "b.jsonl") == 1
-    assert json.loads((tmp_path / "b.jsonl").read_text(encoding="utf-8")) == kept
+    trained_on = write_jsonl(tmp_path / "b.jsonl", [{"conversations": conversation("你好", "你好", "1加1等于几？", "2")}])
+    (tmp_path / "tokenizer").mkdir()
+    tokenizer.save_pretrained(tmp_path / "tokenizer", 512)  # a prompt may have half of it
+    assert word_problems(path, tmp_path / "c.jsonl", ChatTokenizer(tmp_path / "tokenizer"), [trained_on]) == {"word_problems": 1, "constant_answer": "7", "constant_right": 1}
+    assert json.loads((tmp_path / "c.jsonl").read_text(encoding="utf-8")) == kept
 
 
 def test_full_run_can_be_repeated_when_bad_lines_are_mended(data, tmp_path):
@@ -204,6 +239,11 @@ def test_full_run_can_be_repeated_when_bad_lines_are_mended(data, tmp_path):
     with pytest.raises(ValueError, match=f"r1_val.jsonl:.*Mend it in {re.escape(str(folder))}"):
         full_run(flags)
     (folder / "r1_1024.jsonl").write_bytes(whole)
+    conversations = (folder / "sft_1024.jsonl").read_bytes()
+    shutil.copy(data["pretrain"], folder / "sft_1024.jsonl")
+    with pytest.raises(ValueError, match="sft_1024.jsonl:1: .*conversations"):
+        full_run(flags)
+    (folder / "sft_1024.jsonl").write_bytes(conversations)
     full_run(flags)
     assert (tmp_path / "out/pretrain/model.safetensors").is_file()
 
@@ -239,19 +279,22 @@ def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
     problem = {"conversations": conversation("3加4等于几？", "<think>3+4=7</think>\n<answer>答案：7</answer>")}
     with open(folder / "r1_1024.jsonl", "a", encoding="utf-8") as file:
         file.write(3 * (json.dumps(problem) + "\n"))  # held out
-    flags = ["--data_dir", folder, "--preset", "tiny", "--vocab_size", 500, "--step_tokens", 2048, "--most_tokens", 1024, "--max_new_tokens", 8, "--distill_rates", 1e-3]
-    flags += ["--pretrain_tokens", 3 * 2048, "--sft_tokens", 2 * 2048, "--distill_tokens", 2 * 2048]
+    flags = ["--data_dir", folder, "--preset", "tiny", "--vocab_size", 500, "--step_tokens", 2048, "--most_tokens", 1024, "--max_new_tokens", 8, "--distill_rates", 1e-3, 1e9]
+    flags += ["--pretrain_tokens", 3 * 2048, "--sft_tokens", 2 * 2048]
     run_tool("full_run.py", *flags, "--last", "pretrain", cwd=tmp_path)
+    flags += ["--distill_tokens", 2 * 2048]
     report = tmp_path / "out/full/report.json"
     before = json.loads(report.read_text())
     assert (tmp_path / "out/full/data/pretrain.jsonl").read_bytes() == data["pretrain"].read_bytes()
     assert before["plan pretrain"]["steps"] == before["pretrain"]["step"] == 3 and "SFT_512" not in before
-    assert before["plan pretrain"]["flags"]["batch_size"] == before["plan pretrain"]["flags"]["accumulation_steps"] == "2"
+    assert before["plan pretrain"]["flags"]["batch_size"] == before["plan pretrain"]["flags"]["accumulation_steps"] == 2
     output = run_tool("full_run.py", *flags, cwd=tmp_path)
     after = json.loads(report.read_text())
     assert output.count("done before") == 6 and after["pretrain"] == before["pretrain"]
     assert {"SFT_512", "SFT_1024", "distill_0.001", "grade SFT_512", "grade SFT_1024", "grade distill_0.001", "grade distill_0.001_mixed"} <= set(after)
     assert after["grade SFT_1024"]["ordinary_loss"] == pytest.approx(after["SFT_1024"]["val_loss"], abs=1e-3)
+    assert "loss is more than" in after["distill_1e+09"]["diverged"] and "grade distill_1e+09" not in after
+    assert len((tmp_path / "out/full/distill_0.001/replies.jsonl").read_text(encoding="utf-8").splitlines()) == 3
     told = (tmp_path / "out/full/results/experiments.md").read_text(encoding="utf-8")
     assert told.count("\n| pretrain | 3 |") == told.count("\n| distill_0.001 | 2 |") == told.count("## SFT_1024 replies") == 1
     kept = {str(path.relative_to(tmp_path / "out/full/results")) for path in (tmp_path / "out/full/results").rglob("*.*")}
@@ -322,7 +365,7 @@ def test_planned_steps_and_validations_fill_their_share_of_the_time(data, tokeni
     for name in ("pretrain", "pretrain_val"):
         shutil.copy(data[name], tmp_path / "data" / f"{name}.jsonl")
     found = plan(chosen[0], tmp_path, planning(minutes=20), {"seconds": 30.0}, chosen)
-    assert found["flags"]["batch_size"] == found["flags"]["accumulation_steps"] == "2" and found["validation_seconds"] > 0
+    assert found["flags"]["batch_size"] == found["flags"]["accumulation_steps"] == 2 and found["validation_seconds"] > 0
     share = (1170 - found["start_seconds"]) * 0.5 / (0.96 + 4 * GRADING)
     taken = found["start_seconds"] + 4 * found["validation_seconds"] + found["steps"] * found["step_seconds"]
     assert found["steps"] > 2 and share - found["step_seconds"] < taken <= share
@@ -333,12 +376,12 @@ def test_every_distillation_is_planned_alike_but_for_its_rate(tmp_path):
     chosen = stages([3e-3, 3e-4])
     args = planning(step_tokens=8192, most_tokens=8192, compile=True)
     first = plan(chosen[3], tmp_path, args, {}, chosen)
-    assert first["steps"] == 6 and first["flags"]["eval_every"] == "2" and first["flags"]["compile"] is True
-    second = plan(chosen[4], tmp_path, args, {"plan distill_0.003": {**first, "steps": 7}}, chosen)
-    assert second["steps"] == 7
-    assert {name for name in first["flags"] if first["flags"][name] != second["flags"][name]} == {"learning_rate", "out_dir"}
-    mixed = plan(chosen[5], tmp_path, args, {"plan distill_0.003": first}, chosen)
-    assert mixed["steps"] == 6 and mixed["flags"] == first["flags"] | {"data_path": str(tmp_path / "data/r1_mixed.jsonl"), "out_dir": str(tmp_path / "distill_0.003_mixed")}
+    assert first == {"steps": 6, "flags": {"batch_size": 8, "accumulation_steps": 1, "max_steps": 6, "eval_every": 2, "save_every": 1, "log_every": 1}}
+    assert plan(chosen[4], tmp_path, args, {"plan distill_0.003": {**first, "steps": 7}}, chosen) == {**first, "steps": 7}
+    flags, other, mixed = (flags_of(stage, tmp_path, args) for stage in chosen[3:6])
+    assert flags["compile"] is True and "max_steps" not in flags
+    assert other == flags | {"learning_rate": 3e-4, "out_dir": tmp_path / "distill_0.0003"}
+    assert mixed == flags | {"data_path": tmp_path / "data/r1_mixed.jsonl", "out_dir": tmp_path / "distill_0.003_mixed"}
     assert command_line({"compile": True, "seed": "1"}) == ["--compile", "--seed=1"]
 
 

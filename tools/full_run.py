@@ -9,9 +9,10 @@ and r1_val. More of r1_1024 is held out for its word problems, questions in Chin
 models are graded.
 
 A stage trains on its budget of tokens or, with --minutes, on as much of it as its share of the time that is left allows, at
-the speed that its first steps show; all distillations take equally many steps. The same command again goes on where it was
-stopped. Results are written as they come: report.json, experiments.md (tables and conversations), and each stage's metrics
-and charts; the folder results/ has copies of all that is small.
+the speed that its first steps show; all distillations take equally many steps, and one that diverges is told of and left. The
+same command again goes on where it was stopped, also on another machine, or with other budgets for the stages to come. Results
+are written as they come: report.json, experiments.md (tables and conversations), and each stage's metrics and charts; the
+folder results/ has copies of all that is small. All graded replies are in replies.jsonl of each stage's folder.
 
 On a CPU (this is the run of EXPERIMENTS.md):
 
@@ -20,6 +21,7 @@ On a CPU (this is the run of EXPERIMENTS.md):
 """
 
 import argparse
+import json
 import lzma
 import math
 import re
@@ -27,8 +29,10 @@ import shlex
 import shutil
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, median
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -41,12 +45,12 @@ import pretrain
 import SFT
 import train_tokenizer
 from Config import DEVICES_HELP, DTYPES, PRESETS, TrainConfig, run_script, write_atomically
-from dataset import BAD_LINE_ADVICE, BOS, ChatTokenizer, PackedRows, detect_kind, numbered_lines, open_cache, parse_line
-from eval_model import NUMBER, answer_of, is_right, is_well_formed, score_file
+from dataset import BAD_LINE_ADVICE, BOS, ChatTokenizer, PackedRows, numbered_lines, open_cache, parse_line
+from eval_model import NUMBER, answer_of, is_right, is_well_formed, judged_replies, number_value, read_questions, shares
 from generate import Sampling, generate
 from model import WeakWater, pick_device
 from quickstart import Report
-from trainer import Run, evaluate, pick_dtype, read_metrics
+from trainer import Diverged, Run, evaluate, pick_dtype, read_metrics, world_size
 
 FILES = ("pretrain", "sft_512", "sft_1024", "r1_1024")
 HELD_OUT = {  # what is taken from the end of a file, unless it is there: (from where, lines, at most a tenth of all)
@@ -58,6 +62,9 @@ BEGINNINGS = ("中国的首都是", "春天来了，", "The")
 CHARTS = {"pretrain": "charts_pretrain", "SFT": "charts_SFT", "distill": "charts_Distill"}
 MOST_SHOWN = 300  # characters of a reply in experiments.md; report.json has all
 GRADING = 0.01    # of the time, for each stage that is graded
+MAY_CHANGE = (    # from one start of a run to the next
+    "data_dir", "minutes", "pretrain_tokens", "sft_tokens", "distill_tokens", "most_tokens", "validations", "distill_rates", "device", "torch", "compile",
+)  # fmt: skip
 QUESTIONS = {  # with the number that is right, if there is one
     "你好，请介绍一下你自己。": "",
     "怎样才能睡得好？": "",
@@ -173,36 +180,49 @@ def mix(path, other, to):
 
 
 def tokenize(folder):
-    """The tokens of each file, and the number of word problems, written to a file of their own.
+    """The tokens of each file, and what is told of the word problems, which are written to a file of their own.
 
     All files are tokenized now: a bad line is found before anything is trained, and planning, which leaves nothing behind,
     need not do it again.
     """
     data, tokenizer = folder / "data", ChatTokenizer(folder / "tokenizer")
-    paths = [data / f"{name}.jsonl" for name in (*FILES, *HELD_OUT, MIX)]
-    tokens = {path.stem: len(open_cache(path, tokenizer, detect_kind(path)).ids) for path in paths}
-    problems = word_problems(data / "r1_test.jsonl", data / "word_problems.jsonl")
-    if not problems:
+    kinds = {name: "text" if name.startswith("pretrain") else "conversations" for name in (*FILES, *HELD_OUT, MIX)}
+    tokens = {name: len(open_cache(data / f"{name}.jsonl", tokenizer, kind).ids) for name, kind in kinds.items()}
+    trained_on = [data / f"{name}.jsonl" for name in ("sft_512", "sft_1024", "r1_1024")]
+    found = word_problems(data / "r1_test.jsonl", data / "word_problems.jsonl", tokenizer, trained_on)
+    if not found["word_problems"]:
         print("the end of r1_1024 has no questions in Chinese whose answer is a bare number: nothing will be graded")
-    return {"tokens": tokens, "word_problems": problems}
+    return {"tokens": tokens, **found}
 
 
-def word_problems(path, to):
-    """Write the conversations of a file that ask in Chinese for a number; returns how many there are."""
-    lines = []
+def word_problems(path, to, tokenizer, trained_on):
+    """Write the conversations of a file that ask in Chinese for a number, but those that are asked in the files `trained_on`
+    to the letter, and those whose prompt alone fills half of the context.
+
+    Returns {"word_problems": how many, "constant_answer": the commonest answer, "constant_right": how many it is right for}.
+    """
+    asked = {message["content"] for other in trained_on for _, line in numbered_lines(other) for message in parse_line(line, "conversations") if message["role"] == "user"}
+    lines, answers = [], Counter()
     for _, line in numbered_lines(path):
-        contents = {message["role"]: message["content"] for message in reversed(parse_line(line, "conversations"))}  # of each role's first
-        if re.search("[\u4e00-\u9fff]", contents.get("user", "")) and NUMBER.fullmatch(answer_of(contents.get("assistant", ""))):
+        messages = parse_line(line, "conversations")
+        contents = {message["role"]: message["content"] for message in reversed(messages)}  # of each role's first
+        question, expected = contents.get("user", ""), answer_of(contents.get("assistant", ""))
+        if not re.search("[\u4e00-\u9fff]", question) or not NUMBER.fullmatch(expected) or question in asked:
+            continue
+        first_reply = [message["role"] for message in messages].index("assistant")
+        if len(tokenizer.prompt_ids(messages[:first_reply])) <= tokenizer.max_length // 2:
             lines.append(line if line.endswith(b"\n") else line + b"\n")
+            answers[number_value(expected)] += 1
     to.write_bytes(b"".join(lines))
-    return len(lines)
+    commonest, count = answers.most_common(1)[0] if answers else ("", 0)
+    return {"word_problems": len(lines), "constant_answer": str(commonest), "constant_right": count}
 
 
 # ---- training ----
 
 
 def flags_of(stage, folder, args):
-    """The command-line flags of the stage's script, but for how long it trains."""
+    """The command-line flags of the stage's script, but for what `plan` decides."""
     data = folder / "data"
     flags = {
         "data_path": data / f"{stage.data}.jsonl", "val_path": data / f"{stage.val}.jsonl", "out_dir": folder / stage.name,
@@ -226,24 +246,24 @@ def plan(stage, folder, args, parts, chosen):
     flags = flags_of(stage, folder, args)
     first = next(other for other in chosen if other.script is stage.script and other.start == stage.start)
     if first is not stage:  # another distillation
-        changed = {name: str(flags[name]) for name in ("learning_rate", "data_path", "out_dir")}
-        return {"steps": parts[f"plan {first.name}"]["steps"], "flags": parts[f"plan {first.name}"]["flags"] | changed}
+        return {name: parts[f"plan {first.name}"][name] for name in ("steps", "flags")}
     budget, measured = getattr(args, f"{stage.name.split('_')[0].lower()}_tokens") or stage.tokens, {}
     steps = max(2, round(budget / (flags["batch_size"] * flags["accumulation_steps"] * stage.max_seq_len)))
-    if args.minutes:
+    if args.minutes or pick_device(args.device).type == "cuda":  # whose memory a micro-batch may not fit into
         start = time.perf_counter()
         measured = stage.script.main(command_line(flags) + ["--max_steps=5", "--eval_every=1000000", "--dry_run"])
         measured["start_seconds"] = time.perf_counter() - start  # to read, pack and compile, which training will do once more
         flags |= {name: measured[name] for name in ("batch_size", "accumulation_steps")}  # halved where they did not fit
+    if args.minutes:
         seconds = time_for(stage, parts["seconds"] + measured["start_seconds"], chosen, args.minutes)
         seconds -= measured["start_seconds"] + args.validations * measured["validation_seconds"]
         steps = min(steps, int(seconds / measured["step_seconds"]))
         if steps < 2:
             steps = 2
             print(f"{stage.name}: --minutes {args.minutes:g} leaves no time for it, so that it takes 2 steps only")
-    flags |= {"max_steps": steps, "eval_every": math.ceil(steps / args.validations), "save_every": max(1, steps // 4), "log_every": max(1, min(10, steps // 20))}
-    planned = {"steps": steps, "flags": {name: value if value is True else str(value) for name, value in flags.items()}}
-    return planned | {name: measured[name] for name in ("step_seconds", "validation_seconds", "start_seconds") if measured}
+    decided = {name: flags[name] for name in ("batch_size", "accumulation_steps")}
+    decided |= {"max_steps": steps, "eval_every": math.ceil(steps / args.validations), "save_every": math.ceil(steps / 10), "log_every": max(1, min(10, steps // 20))}
+    return {"steps": steps, "flags": decided} | {name: measured[name] for name in ("step_seconds", "validation_seconds", "start_seconds") if measured}
 
 
 def time_for(stage, spent, chosen, minutes):
@@ -252,16 +272,45 @@ def time_for(stage, spent, chosen, minutes):
     return max(0.0, minutes * 60 - spent) * stage.share / sum(other.share + GRADING * other.is_graded for other in left)
 
 
-def train_stage(stage, planned, folder):
-    """The last value of each metric, the seconds of training and the number of parameters."""
+def train_stage(stage, planned, folder, args):
+    """The last value of each metric, but of loss and speed what is `typical`; the device, the seconds and the parameters.
+
+    A distillation that diverges gives {"diverged": why}: other learning rates may do better.
+    """
     resume = (folder / stage.name / "training_state.pt").is_file()
     try:
-        last = stage.script.main(command_line(planned["flags"]) + ["--resume"] * resume)
+        last = stage.script.main(command_line(flags_of(stage, folder, args) | planned["flags"]) + ["--resume"] * resume)
     except SystemExit as stop:
         if stop.code != 2:  # Ctrl-C or SIGTERM
             print("here: run the same full_run.py command again, and it goes on from the last save")
         raise
-    return {**last, "train_seconds": round(last["seconds"], 1), "parameters": load(folder / stage.name, "cpu")[0].num_parameters()}
+    except Diverged as error:
+        if stage.script is not distill:
+            raise
+        print(error)
+        return {"diverged": str(error)}
+    told = typical(read_metrics(folder / stage.name / "metrics.jsonl"))
+    model, _ = load(folder / stage.name, "cpu")
+    return {**last, **told, "device": device_name(args), "train_seconds": round(last["seconds"], 1), "parameters": model.num_parameters()}
+
+
+def typical(lines):
+    """{"loss", "tokens_per_second", "mfu"} of the lines of a metrics.jsonl.
+
+    loss: the mean of the last twentieth of the training lines, at least 5; the others: medians, without the first line, whose
+    steps compiled.
+    """
+    lines = [line for line in lines if line.get("loss") is not None]  # a validation's have none
+    found = {"loss": mean(line["loss"] for line in lines[-max(5, len(lines) // 20) :])}
+    for name in ("tokens_per_second", "mfu"):
+        if values := [line[name] for line in lines[1:] or lines if name in line]:
+            found[name] = median(values)
+    return found
+
+
+def device_name(args):
+    device = pick_device(args.device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU cores"
 
 
 # ---- grading ----
@@ -278,13 +327,28 @@ def interval(share, count):
     return [round((middle - half) / (1 + z * z / count), 4), round((middle + half) / (1 + z * z / count), 4)]
 
 
-def grade(stage, folder, args):
-    """What a stage that converses is worth: held-out word problems, form, the loss of ordinary replies, and replies as they are."""
+def signs_test(more, fewer):
+    """The two-sided p-value of McNemar's exact test: of the questions that one model alone is right on, how many each has."""
+    count = more + fewer
+    return min(1.0, 2 * sum(math.comb(count, smaller) for smaller in range(min(more, fewer) + 1)) / 2**count)
+
+
+def grade(stage, folder, args, parts):
+    """What a stage that converses is worth: held-out word problems, form, the loss of ordinary replies, and replies as they are.
+
+    right: the numbers of the word problems that it is right on. against: how many of them are won and lost by going on from
+    stage.start, with the p-value of that difference.
+    """
     model, tokenizer = load(folder / stage.name, args.device)
     problems, found = folder / "data" / "word_problems.jsonl", {"questions": 0}
     if problems.stat().st_size:
-        found |= score_file(model, tokenizer, problems, args.max_new_tokens)
+        judged = judged_replies(model, tokenizer, read_questions(tokenizer, problems), min(args.max_new_tokens, tokenizer.max_length // 2), shows_progress=True)
+        write_atomically(folder / stage.name / "replies.jsonl", lambda path: path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in judged), encoding="utf-8"))
+        found = {"questions": len(judged), **shares(judged), "right": [number for number, one in enumerate(judged) if one["is_right"]]}
         found["interval"] = interval(found["reasoning_accuracy"], found["questions"])
+        if before := parts.get(f"grade {stage.start}"):
+            won, lost = (len(set(a) - set(b)) for a, b in ((found["right"], before["right"]), (before["right"], found["right"])))
+            found["against"] = {"model": stage.start, "won": won, "lost": lost, "p": signs_test(won, lost)}
     found["ordinary_loss"] = loss_on(model, tokenizer, folder / "data" / "sft_val.jsonl", folder, args)
     prompts = [tokenizer.prompt_ids([{"role": "user", "content": question}]) for question in QUESTIONS]
     replies = generate(model, prompts, Sampling(max_new_tokens=args.max_new_tokens))
@@ -316,25 +380,36 @@ def percent(share):
 def as_markdown(parts, chosen):
     """Tables and conversations from report.json."""
     about = parts["settings"]
+    devices = list(dict.fromkeys(row["device"] for stage in chosen if "device" in (row := parts.get(stage.name, {})))) or [about["device"]]
+    device = ", then ".join(devices)
     parameters = f"{parts['pretrain']['parameters']:,} parameters; " if "pretrain" in parts else ""
     lines = [
-        f"# {about['device']}, preset {about['preset']}", "", "```bash", *parts["commands"], "```", "",
-        f"{parameters}{about['device']}, torch {about['torch']}, {about['dtype']}; {parts['seconds'] / 60:.0f} minutes in all, from the first byte to this table.", "",
+        f"# {device}, preset {about['preset']}", "", "```bash", *parts["commands"], "```", "",
+        f"{parameters}{device}, torch {about['torch']}, {about['dtype']}; {parts['seconds'] / 60:.0f} minutes in all, from the first byte to this table.", "",
         "| stage | steps | useful tokens | minutes | tokens/s | MFU | loss | val_loss | val_ppl | bits per byte |", "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for stage in chosen:
-        if (row := parts.get(stage.name)) is None:
+        if "diverged" in (row := parts.get(stage.name, {})):
+            lines.append(f"| {stage.name} | diverged |" + 8 * " - |")
+        if "step" not in row:
             continue
         lines.append(
-            f"| {stage.name} | {row['step']} | {row['tokens'] / 1e6:.1f}M | {row['train_seconds'] / 60:.1f} | {row['tokens'] / row['train_seconds']:,.0f} | "
+            f"| {stage.name} | {row['step']} | {row['tokens'] / 1e6:.1f}M | {row['train_seconds'] / 60:.1f} | {row['tokens_per_second']:,.0f} | "
             f"{percent(row['mfu']) if 'mfu' in row else '-'} | {row['loss']:.3f} | {row['val_loss']:.3f} | {row['val_ppl']:.2f} | {row['val_bpb']:.3f} |"
         )
     graded = [(stage, parts[f"grade {stage.name}"]) for stage in chosen if f"grade {stage.name}" in parts]
     if graded:
-        lines += ["", "| model | right, of held-out Chinese word problems | 95% interval | well formed | loss of ordinary replies |", "|---|---|---|---|---|"]
+        lines += ["", "| model | right, of held-out Chinese word problems | 95% interval | won and lost against the model before | well formed | loss of ordinary replies |", "|---|---|---|---|---|---|"]
     for stage, row in graded:
-        share = f"{percent(row['reasoning_accuracy'])} of {row['questions']} | {percent(row['interval'][0])} to {percent(row['interval'][1])} | {percent(row['well_formed'])}" if row["questions"] else "- | - | -"
-        lines.append(f"| {stage.name} | {share} | {row['ordinary_loss']:.3f} |")
+        share, against, formed = "- | -", "-", "-"
+        if row["questions"]:
+            share = f"{len(row['right'])} of {row['questions']}, {percent(row['reasoning_accuracy'])} | {percent(row['interval'][0])} to {percent(row['interval'][1])}"
+            formed = percent(row["well_formed"])
+        if "against" in row:
+            against = "+{won} -{lost} (p = {p:.2g})".format(**row["against"])
+        lines.append(f"| {stage.name} | {share} | {against} | {formed} | {row['ordinary_loss']:.3f} |")
+    if graded and (known := parts["tokens"])["word_problems"]:
+        lines.append(f"| always {known['constant_answer']} | {known['constant_right']} of {known['word_problems']}, {percent(known['constant_right'] / known['word_problems'])} | - | - | - | - |")
     if "continuations" in parts:
         lines += ["", "## pretrain goes on with", *(f"- {beginning}**|**{text!r}" for beginning, text in parts["continuations"]["texts"].items())]
     for stage, row in graded:
@@ -387,6 +462,8 @@ def draw_rates(distillations, path):
 
 def check(args):
     """Raises ValueError for what a stage would refuse hours later."""
+    if world_size() > 1:
+        raise ValueError("found torchrun, expected one process: the files are copied and cut by it alone")
     for name, least in {"step_tokens": 1, "most_tokens": 1, "validations": 1, "max_new_tokens": 1, "num_workers": 0, "seed": 0, "minutes": 0, "pretrain_tokens": 0, "sft_tokens": 0, "distill_tokens": 0}.items():
         if not least <= getattr(args, name) < math.inf:
             raise ValueError(f"--{name} ({getattr(args, name):g}) must be at least {least}, and a number")
@@ -395,7 +472,7 @@ def check(args):
             raise ValueError(f"--{name} ({' '.join(map('{:g}'.format, rates))}) must be greater than 0, and each another")
 
 
-def main(argv=None):
+def flag_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", default=".", help="the folder with the data (default: .)")
     parser.add_argument("--out_dir", default="out/full", help="where everything goes (default: out/full)")
@@ -403,7 +480,7 @@ def main(argv=None):
     parser.add_argument("--vocab_size", type=int, default=6400, help="entries of the tokenizer (default: 6400)")
     parser.add_argument("--minutes", type=float, default=0, help="for everything together, about (default: as many as the tokens take)")
     for stage, default in (("pretrain", "350e6"), ("sft", "40e6 and 20e6"), ("distill", "15e6")):
-        parser.add_argument(f"--{stage}_tokens", type=float, default=0, help=f"positions to train on, at most (default: {default})")
+        parser.add_argument(f"--{stage}_tokens", type=float, default=0, help=f"positions to train on, at most{' in each of its two phases' * (stage == 'sft')} (default: {default})")
     parser.add_argument("--step_tokens", type=int, default=80 * 512, help="positions in one step (default: 40960)")
     parser.add_argument("--most_tokens", type=int, default=80 * 512, help="positions in a micro-batch, at most (default: 40960)")
     parser.add_argument("--validations", type=int, default=10, help="in each stage (default: 10)")
@@ -416,26 +493,30 @@ def main(argv=None):
     parser.add_argument("--device", default="", help=DEVICES_HELP)
     parser.add_argument("--compile", action="store_true", help="torch.compile also on a CPU, which needs a C++ compiler (on CUDA it is the default)")
     parser.add_argument("--last", default="", help="stop after the stage of this name: pretrain, SFT_512, SFT_1024, distill_0.003, ...")
-    args = parser.parse_args(argv)
-    folder, chosen, device = Path(args.out_dir), stages(args.distill_rates), pick_device(args.device)
+    return parser
+
+
+def main(argv=None):
+    args = flag_parser().parse_args(argv)
+    folder, chosen = Path(args.out_dir), stages(args.distill_rates)
     if args.last and args.last not in [stage.name for stage in chosen]:
         raise ValueError(f"--last {args.last!r} is unknown, expected one of {', '.join(stage.name for stage in chosen)}")
     check(args)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         **{name: value for name, value in vars(args).items() if name not in ("last", "out_dir", "num_workers")},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU cores",
-        "dtype": str(pick_dtype(args.dtype, device)).removeprefix("torch."), "torch": torch.__version__,
+        "device": device_name(args),
+        "dtype": str(pick_dtype(args.dtype, pick_device(args.device))).removeprefix("torch."), "torch": torch.__version__,
     }  # fmt: skip
-    report = Report(folder, settings, anew=f"delete {folder}")
+    report = Report(folder, settings, f"delete {folder}", MAY_CHANGE)
     command = shlex.join(["python", "tools/full_run.py", *(sys.argv[1:] if argv is None else argv)])
     if command not in report.parts.setdefault("commands", []):
         report.parts["commands"].append(command)
 
     def do(name, title, work):
-        report.do(name, title, work)
-        write_atomically(folder / "experiments.md", lambda path: path.write_text(as_markdown(report.parts, chosen), encoding="utf-8"))
-        publish(folder, chosen)
+        if report.do(name, title, work):
+            write_atomically(folder / "experiments.md", lambda path: path.write_text(as_markdown(report.parts, chosen), encoding="utf-8"))
+            publish(folder, chosen)
         return report.parts[name]
 
     tokenizer_flags = {"data_path": folder / "data" / "pretrain.jsonl", "vocab_size": args.vocab_size, "out_dir": folder / "tokenizer"}
@@ -452,12 +533,12 @@ def main(argv=None):
         raise ValueError(found) from None
     for stage in chosen:
         torch.compiler.reset()  # else rows of another length than the stage before had would be compiled for any length
-        planned = do(f"plan {stage.name}", f"{stage.name}: a dry run, to know how many steps fit", lambda: plan(stage, folder, args, report.parts, chosen))
-        do(stage.name, stage.name, lambda: train_stage(stage, planned, folder))
+        planned = do(f"plan {stage.name}", f"{stage.name}: planning", lambda: plan(stage, folder, args, report.parts, chosen))
+        trained = do(stage.name, stage.name, lambda: train_stage(stage, planned, folder, args))
         if stage.name == "pretrain":
             do("continuations", "texts that it goes on with", lambda: continuations(folder, args))
-        if stage.is_graded:
-            do(f"grade {stage.name}", f"{stage.name}: grading", lambda: grade(stage, folder, args))
+        if stage.is_graded and "diverged" not in trained:
+            do(f"grade {stage.name}", f"{stage.name}: grading", lambda: grade(stage, folder, args, report.parts))
         if stage.name == args.last:
             break
     print(f"\n{as_markdown(report.parts, chosen).split(chr(10) + '## ')[0]}\neverything: {folder / 'experiments.md'}")
