@@ -16,8 +16,8 @@ folder results/ has copies of all that is small. All graded replies are in repli
 
 On a CPU (this is the run of EXPERIMENTS.md):
 
-    python tools/full_run.py --data_dir data --preset tiny --step_tokens 4096 --most_tokens 4096 --rate_scale 2 \\
-        --distill_rates 6e-3 6e-4 1e-6 --minutes 80 --validations 5 --dtype bf16 --compile
+    python tools/full_run.py --data_dir data --preset 5m --step_tokens 4096 --most_tokens 4096 --minutes 122 \\
+        --validations 5 --dtype bf16 --compile
 """
 
 import argparse
@@ -484,7 +484,7 @@ def flag_parser():
     parser.add_argument("--step_tokens", type=int, default=80 * 512, help="positions in one step (default: 40960)")
     parser.add_argument("--most_tokens", type=int, default=80 * 512, help="positions in a micro-batch, at most (default: 40960)")
     parser.add_argument("--validations", type=int, default=10, help="in each stage (default: 10)")
-    parser.add_argument("--rate_scale", type=float, default=1.0, help="factor of the learning rates of pretraining and SFT: 2 for the preset tiny, since smaller models take larger rates (default: 1)")
+    parser.add_argument("--rate_scale", type=float, default=1.0, help="factor of the learning rates of pretraining and SFT: runs of a few hundred steps take 2 (default: 1)")
     parser.add_argument("--distill_rates", type=float, nargs="+", default=[3e-3, 3e-4, 1e-6], help="learning rates to distil with (default: 3e-3 3e-4 1e-6)")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="tokens in a reply (default: 512)")
     parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare batches (default: 0)")
