@@ -17,14 +17,17 @@ import pytest
 import torch
 from conftest import conversation, tiny_model, write_jsonl
 
+import distill
+import pretrain
 from dataset import ChatTokenizer
 from model import rope_tables, rotate
 from quickstart import Report
 from tools.export_gguf import export_gguf, interleave
-from tools.full_run import GRADING, as_markdown, command_line, flags_of, gather, hold_out, interval, plan, signs_test, stages, time_for, typical, word_problems
+from tools.full_run import GRADING, as_markdown, command_line, flags_of, gather, hold_out, interval, plan, signs_test, stages, time_for, train_stage, typical, word_problems
 from tools.full_run import main as full_run
 from tools.gpu_report import captured_against_plain
 from tools.speedrun import chunks, newton_schulz, polar_express, table, window
+from trainer import Diverged
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -194,6 +197,18 @@ def test_typical_leaves_out_what_compiled_and_averages_the_end():
     assert typical(lines[:1]) == {"loss": 9.0, "tokens_per_second": 1.0, "mfu": 0.01}
 
 
+def test_a_distillation_that_diverges_is_told_of_and_left(monkeypatch, tmp_path):
+    def diverge(argv):
+        raise Diverged(f"step 3 at {argv[-1]}")
+
+    args, (first, _, _, distillation, _) = planning(), stages([3e-3])
+    for script in (pretrain, distill):
+        monkeypatch.setattr(script, "main", diverge)
+    assert train_stage(distillation, {"flags": {"max_steps": 9}}, tmp_path, args) == {"diverged": "step 3 at --max_steps=9"}
+    with pytest.raises(Diverged):  # all the other stages go on from it
+        train_stage(first, {"flags": {"max_steps": 9}}, tmp_path, args)
+
+
 def test_tables_tell_what_was_measured():
     chosen = stages([3e-3, 1e9])
     stage = {"step": 9, "tokens": 2_500_000, "train_seconds": 90, "tokens_per_second": 31234.5, "mfu": 0.25, "loss": 2.0, "val_loss": 2.5, "val_ppl": 12.18, "val_bpb": 0.9, "parameters": 12345}
@@ -279,7 +294,7 @@ def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
     problem = {"conversations": conversation("3加4等于几？", "<think>3+4=7</think>\n<answer>答案：7</answer>")}
     with open(folder / "r1_1024.jsonl", "a", encoding="utf-8") as file:
         file.write(3 * (json.dumps(problem) + "\n"))  # held out
-    flags = ["--data_dir", folder, "--preset", "tiny", "--vocab_size", 500, "--step_tokens", 2048, "--most_tokens", 1024, "--max_new_tokens", 8, "--distill_rates", 1e-3, 1e9]
+    flags = ["--data_dir", folder, "--preset", "tiny", "--vocab_size", 500, "--step_tokens", 2048, "--most_tokens", 1024, "--max_new_tokens", 8, "--distill_rates", 1e-3]
     flags += ["--pretrain_tokens", 3 * 2048, "--sft_tokens", 2 * 2048]
     run_tool("full_run.py", *flags, "--last", "pretrain", cwd=tmp_path)
     flags += ["--distill_tokens", 2 * 2048]
@@ -293,7 +308,6 @@ def test_full_run_goes_on_after_a_stage_and_tells_all_of_them(data, tmp_path):
     assert output.count("done before") == 6 and after["pretrain"] == before["pretrain"]
     assert {"SFT_512", "SFT_1024", "distill_0.001", "grade SFT_512", "grade SFT_1024", "grade distill_0.001", "grade distill_0.001_mixed"} <= set(after)
     assert after["grade SFT_1024"]["ordinary_loss"] == pytest.approx(after["SFT_1024"]["val_loss"], abs=1e-3)
-    assert "loss is more than" in after["distill_1e+09"]["diverged"] and "grade distill_1e+09" not in after
     assert len((tmp_path / "out/full/distill_0.001/replies.jsonl").read_text(encoding="utf-8").splitlines()) == 3
     told = (tmp_path / "out/full/results/experiments.md").read_text(encoding="utf-8")
     assert told.count("\n| pretrain | 3 |") == told.count("\n| distill_0.001 | 2 |") == told.count("## SFT_1024 replies") == 1
