@@ -1,45 +1,52 @@
 """python distill.py --data_path r1_1024.jsonl --epochs 2 --batch_size 28
 
-Stage 3: the SFT model learns to think before it answers, from replies `<think>...</think>\\n<answer>...</answer>` of a
-stronger reasoner (DeepSeek-AI 2025, arXiv:2501.12948). The four reasoning tags weigh --tag_weight in the loss.
-
-Each validation lets the model answer a few held-out questions and prints the share of well-formed replies: a model that
-does not think cannot go unnoticed. (The classic --learning_rate 1e-6 is one at which it does not learn to.)
+Stage 3: the SFT model learns to think before it answers, from replies
+`<think>...</think>\\n<answer>...</answer>` of a stronger reasoner (DeepSeek-AI 2025, arXiv:2501.12948). It
+starts from the newest finished one of out/SFT_1024 and out/SFT. At each validation the model answers a few
+held-out questions, and the share of well-formed replies is printed: a model that does not think cannot go
+unnoticed. (At the usual rate of 1e-6 it does not learn to.)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
-from Config import TrainConfig, flag, parse_args, run_script
-from dataset import ChatTokenizer, load_rows
-from eval_model import score
-from model import WeakWater, find_checkpoint
-from trainer import check_run, train
+from Config import TrainConfig
+from dataset import load_rows
+from eval_model import SFT_FOLDERS, score
+from infra.checkpoint import find_checkpoint
+from infra.checks import check_run
+from infra.cli import flag, parse_args, run_script
+from infra.questions import first_questions
+from infra.tokenizer import ChatTokenizer
+from model import WeakWater
+from trainer import train
 
 PROBED = 32  # held-out questions
 
 
 @dataclass(frozen=True)
 class DistillConfig(TrainConfig):
-    tag_weight: float = flag(1.0, "weight of the reasoning tags in the loss")
+    init_from: str = flag(
+        "", "the folder to start from (default: the newest finished of out/SFT_1024 and out/SFT)"
+    )
+    tag_weight: float = flag(1.0, "weight of the reasoning tags in the loss", above=0)
 
 
 RECIPE = DistillConfig(
-    stage="distill", data_path="r1_1024.jsonl", init_from="out/SFT", out_dir="out/distill",
+    stage="distill", data_path="r1_1024.jsonl", out_dir="out/distill",
     epochs=2, batch_size=28, max_seq_len=1024, learning_rate=3e-3, eval_every=100,
 )  # fmt: skip
 
 
 def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
-    model = WeakWater.from_pretrained(find_checkpoint(config.init_from, made_by="SFT.py"))
-    tokenizer = ChatTokenizer(config.tokenizer or config.init_from)
+    folders = [config.init_from] if config.init_from else SFT_FOLDERS
+    start = find_checkpoint(folders, "run SFT.py first, or pass --init_from")
+    config = replace(config, init_from=str(start))
+    model, tokenizer = WeakWater.from_pretrained(start), ChatTokenizer(config.tokenizer or start)
     check_run(config, model, tokenizer)
     rows, validation = load_rows(config, tokenizer, "conversations")
-    questions = validation.prompts(PROBED)
-    if not questions:
-        raise ValueError(f"{config.val_path or config.data_path}: expected held-out conversations with one reply to probe with, found none")
-    probe = partial(score, tokenizer=tokenizer, questions=questions)
+    probe = partial(score, tokenizer=tokenizer, questions=first_questions(validation, PROBED))
     return train(model, rows, config, validation, probe)
 
 

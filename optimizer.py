@@ -1,41 +1,56 @@
 """Muon for the matrices of the layers, AdamW for the embedding and the gains of the norms.
 
-Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") replaces the momentum of a matrix by the
-nearest semi-orthogonal matrix, so that an update moves all directions alike and not mostly the few that dominate the gradient.
-Scaled to the size that AdamW's updates have (Liu et al. 2025, arXiv:2502.16982), both share one learning rate and decay; the
-embedding, which is also the head, may learn at a multiple of that rate.
+Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks") replaces a matrix's
+momentum by the nearest semi-orthogonal matrix, so that an update moves all directions alike, and not mostly
+the few that dominate the gradient. Scaled to the size of AdamW's updates (Liu et al. 2025, arXiv:2502.16982),
+both share one learning rate; the embedding, which is also the head, may learn at a multiple of it.
 
-PyTorch has a Muon of its own since 2.9. This one works with older releases too, keeps float32 where bfloat16 is slow, and
-takes all matrices of one shape at once.
+PyTorch has a Muon since 2.9. This one works with older releases too, keeps float32 where bfloat16 is slow,
+and takes all matrices of one shape at once.
 """
 
 import torch
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: drives singular values to about 1 in 5 iterations
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: singular values go to about 1
 ITERATIONS = 5
 ADAMW_UPDATE_RMS = 0.2  # Liu et al. 2025
 
 
-def make_optimizers(model, learning_rate, weight_decay, dtype=torch.float32, embedding_rate=1.0):
+def make_optimizers(model, weight_decay: float, embedding_rate: float, dtype=torch.float32):
     """[Muon, AdamW], which together hold every parameter of `model` once; gains are not decayed.
 
-    Each of AdamW's groups has a "rate_scale", by which the loop multiplies its learning rate; the embedding's is `embedding_rate`.
-
-    dtype: of Muon's matrix products, which tolerate bfloat16; all that is kept is float32.
+    Each group has an "lr_scale", by which its learning rate is multiplied; the embedding's is
+    `embedding_rate`. dtype: of Muon's matrix products, which tolerate bfloat16; all that is kept is float32.
     """
-    layers = [parameter for parameter in model.model.layers.parameters() if parameter.dim() == 2]
-    in_layers = {id(parameter) for parameter in layers}
-    others = [parameter for parameter in model.parameters() if id(parameter) not in in_layers]
+    named = list(model.named_parameters())  # a tied head has one name, the embedding's
+    matrices = [parameter for name, parameter in named if parameter.dim() == 2 and ".layers." in name]
+    embedding = [parameter for name, parameter in named if parameter.dim() == 2 and ".layers." not in name]
+    gains = [parameter for _, parameter in named if parameter.dim() < 2]
     groups = [
-        {"params": [parameter for parameter in others if parameter.dim() == 2], "weight_decay": weight_decay, "rate_scale": embedding_rate},
-        {"params": [parameter for parameter in others if parameter.dim() < 2], "weight_decay": 0.0, "rate_scale": 1.0},
+        {"params": embedding, "weight_decay": weight_decay, "lr_scale": embedding_rate},
+        {"params": gains, "weight_decay": 0.0, "lr_scale": 1.0},
     ]
-    fused = others[0].device.type in ("cuda", "cpu")
-    return [Muon(layers, learning_rate, weight_decay, dtype), torch.optim.AdamW(groups, learning_rate, betas=(0.9, 0.95), fused=fused)]
+    return [Muon(matrices, weight_decay, dtype), torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
 
 
-def orthogonalize(matrices, dtype=torch.float32):
-    """The semi-orthogonal matrices nearest to `matrices` (N, rows, columns), roughly: singular values between 0.7 and 1.2."""
+@torch.no_grad()
+def update(optimizers, lr: float, is_sound: torch.Tensor) -> None:
+    """One step of each optimizer at the learning rate `lr` or, where the boolean `is_sound` is false, none.
+
+    A rate of 0 leaves the weights as they are; momenta decay, as if the gradient were 0. So nobody has to
+    wait for what the device has found.
+    """
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.masked_fill_(~is_sound, 0.0)
+            group["lr"] = torch.where(is_sound, lr * group["lr_scale"], 0.0)
+        optimizer.step()
+
+
+def orthogonalize(matrices: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
+    """The semi-orthogonal matrices nearest to (N, rows, columns), roughly: singular values of 0.7 to 1.2."""
     a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.to(dtype)
@@ -48,16 +63,14 @@ def orthogonalize(matrices, dtype=torch.float32):
 
 
 class Muon(torch.optim.Optimizer):
-    """W -= lr * (0.2 sqrt(max(rows, columns)) * orthogonalize(nesterov momentum) + weight_decay * W).
+    """W -= lr * (0.2 sqrt(max(rows, columns)) * orthogonalize(Nesterov momentum) + weight_decay * W)."""
 
-    Where `found_inf`, a tensor, is 1, a step changes nothing, as with PyTorch's fused AdamW: so that an update can be dropped
-    on the device, without waiting for it.
-    """
-
-    def __init__(self, matrices, lr, weight_decay, dtype=torch.float32, momentum=0.95):
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
-        self.dtype = dtype
-        self.found_inf = None
+    def __init__(
+        self, matrices, weight_decay: float, dtype=torch.float32, momentum=0.95, orthogonalize=orthogonalize
+    ):
+        defaults = {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum, "lr_scale": 1.0}
+        super().__init__(matrices, defaults)
+        self.dtype, self.orthogonalize = dtype, orthogonalize
 
     @torch.no_grad()
     def step(self):
@@ -69,21 +82,12 @@ class Muon(torch.optim.Optimizer):
             for shape, matrices in by_shape.items():
                 self.update(matrices, group, ADAMW_UPDATE_RMS * max(shape) ** 0.5)
 
-    def update(self, matrices, group, scale):
+    def update(self, matrices: list, group: dict, scale: float):
         """One update of matrices that share a shape."""
-        momenta = []
-        for matrix in matrices:
-            state = self.state[matrix]
-            if not state:
-                state["momentum"] = torch.zeros_like(matrix)
-            momenta.append(state["momentum"])
-        gradients, lr = [matrix.grad for matrix in matrices], group["lr"]
-        if self.found_inf is not None:
-            # moving a momentum towards itself leaves it, whatever the gradient was
-            gradients = [torch.where(self.found_inf > 0, momentum, gradient) for momentum, gradient in zip(momenta, gradients)]
-            lr = lr * (1 - self.found_inf)
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov: the momentum after one more such gradient
-        directions = orthogonalize(torch.stack(ahead), self.dtype) * (-lr * scale)
+        gradients, lr, momentum = [matrix.grad for matrix in matrices], group["lr"], group["momentum"]
+        momenta = [self.state[m].setdefault("momentum", torch.zeros_like(m)) for m in matrices]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        ahead = torch._foreach_lerp(gradients, momenta, momentum)  # Nesterov
+        directions = self.orthogonalize(torch.stack(ahead), self.dtype) * (-lr * scale)
         torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])
         torch._foreach_add_(matrices, list(directions.unbind()))

@@ -1,0 +1,96 @@
+"""Command lines from dataclasses, and the end of a script: exit codes, messages, text safe to print."""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import field, fields, replace
+from typing import get_args
+
+CONTROL_PICTURES = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
+CONTROL_PICTURES |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+class UserError(ValueError):
+    """A mistake of the user. The message says what was found, what was expected and what to do."""
+
+
+def visible(text: str) -> str:
+    """The text with control characters as signs (ESC as ␛), so that no escape sequence reaches a terminal."""
+    return text.translate(CONTROL_PICTURES)
+
+
+def flag(default, help: str, **more):
+    """A dataclass field that becomes the command-line flag `--<its name>`.
+
+    more: `choices`, and the bounds that `Flags` checks: `above`, `least`, `most`.
+    """
+    return field(default=default, metadata={"help": help, **more})
+
+
+class Flags:
+    """A base of dataclasses of flags. Raises UserError for a value outside the bounds of its flag."""
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, bounds = getattr(self, f.name), f.metadata
+            if "above" in bounds and not bounds["above"] < value < math.inf:
+                raise UserError(f"--{f.name} ({value}) must be greater than {bounds['above']}")
+            if "least" in bounds and not bounds["least"] <= value < math.inf:
+                raise UserError(f"--{f.name} ({value}) must be at least {bounds['least']}")
+            if "most" in bounds and not value <= bounds["most"]:
+                raise UserError(f"--{f.name} ({value}) must be at most {bounds['most']}")
+
+
+def parse_args(recipe, description: str, argv: list[str] | None = None):
+    """The dataclass `recipe` with the changes of the command line, one flag per field made by `flag`.
+
+    Exits with code 2 on a flag that is unknown or whose value the dataclass refuses.
+    """
+    parser = make_parser(description)
+    for f in fields(recipe):
+        if "help" in f.metadata:
+            add_flag(parser, f, getattr(recipe, f.name))
+    return replace(recipe, **vars(parser.parse_args(argv)))
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser whose help is a script's docstring as it stands."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def add_flag(parser: argparse.ArgumentParser, f, default) -> None:
+    help = f.metadata["help"]
+    if default not in ("", None) and "default" not in help:
+        help += f" (default: {str(default).lower() if isinstance(default, bool) else default})"
+    if f.type is bool:
+        parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=default, help=help)
+    else:
+        choices, metavar = f.metadata.get("choices"), f.name.split("_")[-1].upper()
+        of_many = get_args(f.type)[:1]  # tuple[int, ...] takes several numbers
+        kind = {"type": of_many[0], "nargs": "+"} if of_many else {"type": f.type}
+        parser.add_argument(
+            f"--{f.name}", default=default, help=help, choices=choices, metavar=metavar, **kind
+        )
+
+
+def run_script(main: Callable[[], object]) -> None:
+    """Run a script's `main` and exit. A UserError or OSError ends it with its message and code 2.
+
+    Any other exception is a bug of ours, and keeps its traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):  # Windows consoles would refuse Chinese text
+        stream.reconfigure(encoding="utf-8", errors="replace")
+    if not sys.stdin.isatty():
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    try:
+        main()
+        code = 0
+    except (UserError, OSError) as error:
+        print(visible(str(error)), file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)

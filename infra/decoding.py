@@ -1,0 +1,131 @@
+"""One more token for each of several sequences: plainly, or with fewer and larger products on a CPU.
+
+A decoding step multiplies few vectors by all weights, so on a CPU it is bound by reading the weights and by
+the calls around them. `CPUDecoding` joins the matrices that read the same input, takes the gains of the
+RMSNorms into the matrices behind them and, for several sequences, keeps the matrices in the order in which
+oneDNN's kernel reads them.
+
+Shapes: B sequences, C hidden size, H query heads, K key/value heads, D head size, V vocabulary.
+"""
+
+import math
+import platform
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+
+def decoding_of(model, cache, shared: dict):
+    """The decoding step for a model and the KVCache of its sequences: ids (B, 1) -> logits (B, V).
+
+    shared: a dict that calls with the same weights share, so that these are joined once.
+    """
+    weight = model.lm_head.weight
+    if weight.device.type == "cpu" and weight.dtype == torch.float32:
+        return CPUDecoding(model, cache, shared)
+    return Decoding(model, cache)
+
+
+class Decoding:
+    """The model's own forward, one position further."""
+
+    def __init__(self, model, cache):
+        self.model, self.cache = model, cache
+
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with these sequences alone, by their numbers."""
+        self.cache = self.cache.select(rows)
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.model(ids, cache=self.cache, last_only=True)[:, -1]
+
+
+class CPUDecoding(Decoding):
+    """The same in float32 on a CPU, to rounding. It takes 0.7 times the model's memory, packed 1.7 times."""
+
+    def __init__(self, model, cache, shared: dict):
+        super().__init__(model, cache)
+        self.shared = shared
+        self.product = self.weights = None  # for this number of sequences
+
+    def keep(self, rows: torch.Tensor) -> None:
+        super().keep(rows)
+        self.product = self.weights = None
+
+    def __call__(self, ids: torch.Tensor) -> torch.Tensor:
+        decoder, cache, config = self.model.model, self.cache, self.model.config
+        H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        if self.product is None:
+            if "joined" not in self.shared:
+                self.shared["joined"] = join_weights(self.model)
+            self.product, self.weights = arrange(self.shared["joined"], len(ids))
+        product, weights = self.product, iter(self.weights)
+        mask, rope = cache.mask(1), decoder.rope(cache.used, 1)
+        x = decoder.embed_tokens(ids[:, 0])  # (B, C)
+        for layer in decoder.layers:
+            heads = product(self.normalize(x), next(weights)).view(len(ids), H + 2 * K, 1, D)
+            q, k, v = heads.split([H, K, K], dim=1)
+            x = x + product(layer.self_attn.attend(q, k, v, rope, mask, cache)[:, 0], next(weights))
+            gate, up = product(self.normalize(x), next(weights)).chunk(2, dim=-1)
+            x = x + product(F.silu(gate) * up, next(weights))
+        cache.used += 1
+        return product(self.normalize(x), next(weights))
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """x / sqrt(|x|^2 + C eps): RMSNorm but for the factors that the next matrix contains."""
+        config = self.model.config
+        squares = x.square().sum(dim=-1, keepdim=True)  # (B, 1)
+        return x * (squares + config.hidden_size * config.rms_norm_eps).rsqrt()
+
+
+def join_weights(model) -> list[torch.Tensor]:
+    """[qkv, o, gate_up, down of the first layer, ..., lm_head], each (outputs, inputs).
+
+    Those behind an RMSNorm contain its gain and the sqrt(C) of its mean.
+    """
+
+    def behind(norm, *linears):
+        joined = torch.cat([linear.weight for linear in linears])
+        return joined * (norm.weight * math.sqrt(model.config.hidden_size))
+
+    found = []
+    for layer in model.model.layers:
+        attn, mlp = layer.self_attn, layer.mlp
+        found += [behind(layer.input_layernorm, attn.q_proj, attn.k_proj, attn.v_proj), attn.o_proj.weight]
+        found += [behind(layer.post_attention_layernorm, mlp.gate_proj, mlp.up_proj), mlp.down_proj.weight]
+    return [*found, behind(model.model.norm, model.lm_head)]
+
+
+def arrange(weights: list[torch.Tensor], B: int):
+    """(a function x, weight -> x weight^T for B vectors, the weights as it reads them).
+
+    One vector alone is bound by reading the weights, in whatever order they are.
+    """
+    if B == 1 or not can_pack():
+        return F.linear, weights
+    return packed_linear, [torch.ops.mkldnn._reorder_linear_weight(weight, B) for weight in weights]
+
+
+def packed_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
+def can_pack() -> bool:
+    """True where torch has oneDNN's operators on packed weights, which are private: 2.5 to 2.14 have them."""
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    has_operators = all(hasattr(torch.ops.mkldnn, name) for name in names)
+    is_x86 = platform.machine().lower() in ("x86_64", "amd64")  # not tried on others
+    return torch.backends.mkldnn.is_available() and has_operators and is_x86
+
+
+def batches_of_like_length(lengths: list[int], room: int, batch_size: int) -> Iterator[list[int]]:
+    """Numbers of the prompts that share a batch; one longer than `room` would shorten others' replies."""
+    batch = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) == batch_size or lengths[number] > max(room, lengths[batch[0]])):
+            yield batch
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch

@@ -1,0 +1,56 @@
+"""Questions with a known answer, from rows or from a file, and how many of them replies get right."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from infra.cli import UserError
+from infra.jsonl import check_file, numbered_lines, parse_line
+from infra.scoring import is_right, is_well_formed
+from infra.tokenizer import EOS
+
+Question = tuple[list[int], str]  # the prompt's ids, the expected reply
+
+
+def first_questions(rows, most: int) -> list[Question]:
+    """What up to `most` conversations of PackedRows ask first, if that fits a row together with its reply.
+
+    Raises UserError where there is none.
+    """
+    found = []
+    for document in rows.documents:
+        ids, start = rows.cache.document(document)[0].tolist(), int(rows.cache.first_counted[document])
+        end = ids.index(EOS, start)
+        if end < rows.row_length:
+            found.append((ids[:start], rows.cache.tokenizer.decode(ids[start:end])))
+        if len(found) == most:
+            break
+    if not found:
+        expected = "expected held-out conversations with one reply to probe with, found none"
+        raise UserError(f"{rows.cache.about['file']}: {expected}")
+    return found
+
+
+def read_questions(path: str | Path, to_prompt: Callable[[list[dict]], list[int]]) -> list[Question]:
+    """What the conversations of a JSONL file ask first. Raises UserError at a bad line.
+
+    to_prompt: messages -> the ids of the prompt that they make.
+    """
+    questions = []
+    for number, line in numbered_lines(check_file(path)):
+        try:
+            messages = parse_line(line, "conversations")
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        first_reply = [message["role"] for message in messages].index("assistant")
+        questions.append((to_prompt(messages[:first_reply]), messages[first_reply]["content"]))
+    if not questions:
+        raise UserError(f"{path}: expected conversations, found an empty file")
+    return questions
+
+
+def judge(replies: Iterable[str], questions: list[Question]) -> list[dict]:
+    """[{"reply", "is_right", "is_well_formed"}, ...] in the order of the questions."""
+    return [
+        {"reply": reply, "is_right": is_right(reply, expected), "is_well_formed": is_well_formed(reply)}
+        for reply, (_, expected) in zip(replies, questions, strict=True)
+    ]
