@@ -21,20 +21,37 @@ def commands_of(name):
 
 def test_both_readmes_give_the_same_commands_and_numbers():
     assert commands_of(READMES[0]) == commands_of(READMES[1]) and len(commands_of(READMES[0])) >= 9
-    tables = [re.findall(r"\d+(?:[.,]\d+)*%?", "\n".join(line for line in text_of(name).splitlines() if line.startswith("|"))) for name in READMES]
+    tables = [
+        re.findall(
+            r"\d+(?:[.,]\d+)*%?",
+            "\n".join(line for line in text_of(name).splitlines() if line.startswith("|")),
+        )
+        for name in READMES
+    ]
     assert tables[0] == tables[1]
 
 
 @pytest.mark.parametrize("name", READMES)
 def test_file_map_names_every_source_file_with_about_its_length(name):
     listed = {file: int(lines) for file, lines in re.findall(r"\| `([\w/]+\.py)` \| (\d+) \|", text_of(name))}
-    present = {path.relative_to(ROOT).as_posix() for pattern in ("*.py", "tools/*.py") for path in ROOT.glob(pattern)}
+    present = {
+        path.relative_to(ROOT).as_posix() for pattern in ("*.py", "tools/*.py") for path in ROOT.glob(pattern)
+    }
     assert set(listed) == present
     for file, lines in listed.items():
         assert abs(len(text_of(file).splitlines()) - lines) <= max(5, 0.1 * lines), file
 
 
-@pytest.mark.parametrize("name", READMES)
+@pytest.mark.parametrize("name", [*READMES, "docs/architecture.md"])
+def test_map_of_infra_names_every_room_once(name):
+    rows = [line.split("|")[1] for line in text_of(name).splitlines() if re.match(r"\| `\w+` `", line)]
+    rooms = re.findall(r"`(\w+)`", " ".join(rows))
+    assert sorted(rooms) == sorted(
+        path.stem for path in (ROOT / "infra").glob("*.py") if path.stem != "__init__"
+    )
+
+
+@pytest.mark.parametrize("name", [*READMES, "CONTRIBUTING.md", "EXPERIMENTS.md"])
 def test_pictures_and_links_lead_to_files(name):
     for target in re.findall(r"\]\(((?!http)[^)#]+)\)", text_of(name)):
         assert (ROOT / target).is_file(), target
