@@ -1,19 +1,20 @@
 """The two things that can be configured: a model (`LLMConfig`) and a training run (`TrainConfig`).
 
-`LLMConfig` has the fields of Hugging Face's LlamaConfig that this model uses, under the same names.
-`TrainConfig` has one field per command-line flag: the flag, its default and its help text are written once.
-Each training script starts from its own recipe, and the command line changes it.
+`LLMConfig` has the fields of Hugging Face's LlamaConfig that this model uses, under the same names. In
+`TrainConfig`, `flag(default, help, bounds)` is a field that becomes a command-line flag, and `Flags` checks
+the bounds. A training script's RECIPE sets other defaults, which the command line overrides.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from infra.cli import Flags, UserError, flag
+from infra.shapes import check_shape
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
+SFT_FOLDERS = ["out/SFT", "out/SFT_1024"]  # of its two phases
 DEVICES_HELP = "cuda, cuda:1, mps, cpu (default: the best one found)"
 SHORTEST_ROW = 8  # tokens
-LARGEST_NUMBER, LARGEST_SIZE = 1e12, 2**20  # a config.json from elsewhere must not ask for all memory
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,7 @@ class LLMConfig:
     eos_token_id: int = 2
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            is_size = name.endswith(("size", "layers", "heads", "position_embeddings"))
-            if is_size and not 1 <= value <= LARGEST_SIZE:
-                raise UserError(f"{name} ({str(value)[:40]}) must be at least 1 and at most {LARGEST_SIZE}")
-            if name in ("rope_theta", "rms_norm_eps", "initializer_range") and not 0 < value < LARGEST_NUMBER:
-                raise UserError(f"{name} ({str(value)[:40]}) must be above 0 and below {LARGEST_NUMBER:g}")
-        pairs = [("hidden_size", "num_attention_heads"), ("num_attention_heads", "num_key_value_heads")]
-        for name, of in pairs:
-            value, divisor = getattr(self, name), getattr(self, of)
-            if value % divisor:
-                raise UserError(f"{name} ({value}) must be a multiple of {of} ({divisor})")
-        if self.head_dim % 2:
-            raise UserError(f"head_dim ({self.head_dim}) must be even: RoPE rotates pairs of dimensions")
+        check_shape(self)
 
     @property
     def head_dim(self) -> int:
@@ -64,6 +53,7 @@ class LLMConfig:
 
 PRESETS = {
     "30m": LLMConfig(),  # 28,975,616 parameters
+    # sizes in the order of the fields; LLaMA's rope_theta, of which 30m's was never compared with others
     "5m": LLMConfig(256, 704, 4, 4, 4, rope_theta=1e4),
     "tiny": LLMConfig(192, 512, 4, 3, 3, rope_theta=1e4),
 }
@@ -71,10 +61,10 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class TrainConfig(Flags):
-    """One training run. The script sets the fields without `flag`, the command line all others."""
+    """One training run."""
 
     stage: str = "pretrain"
-    tag_weight: float = 1.0
+    tag_weight: float = 1.0  # loss weight of <think>, </think>, <answer> and </answer>; a flag of distill.py
     data_path: str = flag("pretrain.jsonl", "the JSONL file to learn from")
     val_path: str = flag("", "a JSONL file to validate on (default: a slice held out of data_path)")
     tokenizer: str = flag("", "the tokenizer's folder (default: init_from's, else WeakWater_tokenizer)")
@@ -87,19 +77,21 @@ class TrainConfig(Flags):
         0, "stop after so many steps, the schedule ending there (0: after the epochs)", least=0
     )
     batch_size: int = flag(80, "rows in one micro-batch", above=0)
-    accumulation_steps: int = flag(1, "micro-batches in one step, over all processes together", above=0)
+    accumulation_steps: int = flag(1, "micro-batches in one step, summed over all processes", above=0)
     max_seq_len: int = flag(512, "tokens in one row", least=SHORTEST_ROW)
     learning_rate: float = flag(4e-3, "peak learning rate", above=0)
     embedding_rate: float = flag(1.0, "the embedding's learning rate as a multiple of the others'", above=0)
     warmup_steps: int = flag(-1, "steps of linear warm-up (-1: 3 in 100 of all steps)", least=-1)
-    min_lr_ratio: float = flag(0.1, "the floor of the cosine, as a part of the peak", least=0, most=1)
+    min_lr_ratio: float = flag(0.1, "the floor of the cosine, as a fraction of the peak", least=0, most=1)
     weight_decay: float = flag(0.1, "decay of the matrices and the embedding", least=0)
     grad_clip: float = flag(1.0, "largest norm of the gradient", above=0)
-    dtype: str = flag("auto", "of matrix products (auto: bf16 or fp16 on CUDA, else fp32)", choices=DTYPES)
+    dtype: str = flag(
+        "auto", "arithmetic of products (auto: bf16 or fp16 on CUDA, else fp32)", choices=DTYPES
+    )
     device: str = flag("", DEVICES_HELP)
     compile: bool = flag(None, "torch.compile (default: on CUDA, where Triton is installed)")
     num_workers: int = flag(0, "processes that prepare batches", least=0)
-    seed: int = flag(42, "of the initial weights and the order of the data", least=0, most=2**63 - 1)
+    seed: int = flag(42, "random seed of the initial weights and the data order", least=0, most=2**63 - 1)
     log_every: int = flag(10, "steps between two lines of the log", above=0)
     eval_every: int = flag(250, "steps between two validations", above=0)
     save_every: int = flag(500, "steps between two checkpoints", above=0)

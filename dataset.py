@@ -5,8 +5,8 @@
 One line of a file is one *document*: {"text": "..."} for pretraining, {"conversations": [{"role", "content"},
 ...]} for SFT and distillation. A file is tokenized once, into a cache of memory-mapped arrays; documents are
 then packed into *rows* of T positions. Each position holds a token, its *label* (the next token of the same
-document), the label's *loss weight*, and the number of its document within the row (0 for padding), by which
-attention keeps documents apart.
+document), the label's *loss weight*, and the number of its document, or of its *segment* of a long text, in
+the row (0 for padding): attention keeps these apart.
 """
 
 import re
@@ -35,15 +35,18 @@ CHAT_TEMPLATE = (  # Jinja, for other programs: it gives the ids that `render` d
     "{% endfor %}{%- if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
 )
 TAG_PATTERN = re.compile("(" + "|".join(TAGS) + ")")
-PROMPT, REPLY, TAG = 0, 1, 2  # the loss mask of a token: not in the loss, in it, in it as a reasoning tag
-ENCODER = f"4 {DEFAULT_SYSTEM}"  # another number when a line would give other tokens or another mask
+IGNORED, COUNTED, TAG = 0, 1, 2  # loss mask: what a token is in the loss; PackedRows makes loss weights of it
+ENCODER = (
+    f"4 {DEFAULT_SYSTEM}"  # the version in the cache's key: raise it whenever `render` changes its output
+)
 
 
 def render(document: str | list[dict]) -> list[tuple[str | int, int]]:
     """A text, or a list of messages, as a list of (text or control id, loss mask).
 
     Each message is `<s>role\\ncontent</s>\\n`, after a default system message if there is none. The loss mask
-    arises here, where the role is known; nothing is searched for later. No text becomes a control token.
+    arises here, where the role is known; nothing is searched for later. In a reply, the four reasoning tags
+    become control ids; any other text that spells a control token stays text.
 
     "你好" -> [(BOS, 0), ("你好", 1), (EOS, 1)]
     [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "<think>Hm</think>"}] ->
@@ -51,34 +54,37 @@ def render(document: str | list[dict]) -> list[tuple[str | int, int]]:
          ("\\n", 0), (BOS, 0), ("assistant\\n", 0), (3, 2), ("Hm", 1), (4, 2), (EOS, 1), ("\\n", 0)]
     """
     if isinstance(document, str):
-        return [(BOS, PROMPT), (document, REPLY), (EOS, REPLY)]
+        return [(BOS, IGNORED), (document, COUNTED), (EOS, COUNTED)]
     if not document or document[0]["role"] != "system":
         document = [{"role": "system", "content": DEFAULT_SYSTEM}, *document]
     parts = []
     for message in document:
         role, content = message["role"], message["content"].strip()
-        parts.append((BOS, PROMPT))
+        parts.append((BOS, IGNORED))
         if role == "assistant":
-            parts.append(("assistant\n", PROMPT))
-            for piece in TAG_PATTERN.split(content):
-                parts.append((TAGS[piece], TAG) if piece in TAGS else (piece, REPLY))
+            parts.append(("assistant\n", IGNORED))
+            for piece in filter(None, TAG_PATTERN.split(content)):
+                parts.append((TAGS[piece], TAG) if piece in TAGS else (piece, COUNTED))
         else:
-            parts.append((f"{role}\n{content}", PROMPT))
-        parts += [(EOS, REPLY if role == "assistant" else PROMPT), ("\n", PROMPT)]
+            parts.append((f"{role}\n{content}", IGNORED))
+        parts += [(EOS, COUNTED if role == "assistant" else IGNORED), ("\n", IGNORED)]
     return parts
 
 
 def encode_documents(tokenizer: ChatTokenizer, documents: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ids, loss_mask, lengths): the tokens of all documents in turn, and how many each has; int32."""
+    """(ids, loss_mask, lengths) as int32: documents of 3 and 5 tokens -> ids (8), loss_mask (8), [3, 5].
+
+    Each part is encoded by itself, so that no token reaches from a prompt into a reply; like parts only once.
+    """
     rendered = [render(document) for document in documents]
     parts = [part for document in rendered for part in document]
     texts = list({text for text, _ in parts if isinstance(text, str)})
     ids_of = dict(zip(texts, tokenizer.encode_together(texts)))
     ids_of_parts = [ids_of[text] if isinstance(text, str) else [text] for text, _ in parts]
-    sizes = np.fromiter(map(len, ids_of_parts), np.int32, len(parts))
+    sizes = np.fromiter(map(len, ids_of_parts), np.int32, len(parts))  # tokens of each part
     ids = np.fromiter(chain.from_iterable(ids_of_parts), np.int32, sizes.sum())
     loss_mask = np.repeat(np.fromiter((mask for _, mask in parts), np.int32, len(parts)), sizes)
-    first_parts = np.cumsum([0, *map(len, rendered[:-1])])
+    first_parts = np.cumsum([0, *map(len, rendered[:-1])])  # of each document
     return ids, loss_mask, np.add.reduceat(sizes, first_parts)
 
 
@@ -100,7 +106,7 @@ class Batch(NamedTuple):
 
 
 class PackedRows(torch.utils.data.Dataset):
-    """Documents of a cache packed into rows of `row_length` positions, as few as best fit finds.
+    """Documents packed into rows of `row_length` (T) positions: lengths 6, 5, 3, 2 -> rows of 8: 6 2, 5 3.
 
     A text longer than a row is cut into *segments* that together have each of its labels once. A conversation
     longer than a row is truncated; `truncated` counts those. Memory: 20 bytes a document, 16 a segment.
@@ -110,7 +116,7 @@ class PackedRows(torch.utils.data.Dataset):
         self.cache, self.documents, self.row_length = cache, documents, row_length
         self.weight_of_mask = np.array([0.0, 1.0, tag_weight], dtype=np.float32)
         self.truncated = 0
-        # in parts, since 64-bit numbers on the way take several times the memory
+        # 2**20 documents at a time: the 64-bit numbers on the way would take several times the memory
         parts = [self.segments(documents[begin : begin + 2**20]) for begin in range(0, len(documents), 2**20)]
         self.starts, self.lengths = (np.concatenate(arrays) for arrays in zip(*parts))
         if not len(self.starts):
@@ -128,15 +134,14 @@ class PackedRows(torch.utils.data.Dataset):
             return cut(starts, lengths, self.row_length)
         self.truncated += int(np.count_nonzero(lengths > self.row_length))
         lengths = np.minimum(lengths, self.row_length).astype(np.int32)
-        teaches = self.cache.first_counted[documents] <= lengths  # some of its reply is within the row
+        teaches = self.cache.first_counted[documents] <= lengths  # the labels are tokens 1 to length
         return starts[teaches], lengths[teaches]
 
     def __len__(self):
         return len(self.first_segment) - 1
 
     def __getitem__(self, row: int) -> Batch:
-        batch = empty_row(self.row_length)
-        at = 0
+        batch, position = empty_row(self.row_length), 0
         segments = self.order[self.first_segment[row] : self.first_segment[row + 1]]
         for number, segment in enumerate(segments, 1):
             start, length = int(self.starts[segment]), int(self.lengths[segment])
@@ -144,8 +149,8 @@ class PackedRows(torch.utils.data.Dataset):
             loss_mask = self.cache.loss_mask[start + 1 : start + length + 1]
             values = tokens[:-1], tokens[1:], self.weight_of_mask[loss_mask], number
             for tensor, value in zip(batch, values):
-                tensor.numpy()[at : at + length] = value
-            at += length
+                tensor.numpy()[position : position + length] = value  # numpy() shares the tensor's memory
+            position += length
         return batch
 
     @property

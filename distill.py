@@ -1,18 +1,16 @@
 """python distill.py --data_path r1_1024.jsonl --epochs 2 --batch_size 28
 
-Stage 3: the SFT model learns to think before it answers, from replies
-`<think>...</think>\\n<answer>...</answer>` of a stronger reasoner (DeepSeek-AI 2025, arXiv:2501.12948). It
-starts from the newest finished one of out/SFT_1024 and out/SFT. At each validation the model answers a few
-held-out questions, and the share of well-formed replies is printed: a model that does not think cannot go
-unnoticed. (At the usual rate of 1e-6 it does not learn to.)
+Stage 3: the newest finished one of out/SFT_1024 and out/SFT learns to think before it answers, by SFT on the
+replies of a stronger reasoner, `<think>...</think>\\n<answer>...</answer>` (DeepSeek-AI 2025,
+arXiv:2501.12948). No teacher runs here. At each validation the model answers a few held-out questions.
 """
 
 from dataclasses import dataclass, replace
 from functools import partial
 
-from Config import TrainConfig
+from Config import SFT_FOLDERS, TrainConfig
 from dataset import load_rows
-from eval_model import SFT_FOLDERS, score
+from generate import score
 from infra.checkpoint import find_checkpoint
 from infra.checks import check_run
 from infra.cli import flag, parse_args, run_script

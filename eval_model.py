@@ -14,20 +14,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from Config import DEVICES_HELP
+from Config import DEVICES_HELP, SFT_FOLDERS
 from dataset import prompt_ids
-from generate import Sampling, generate, stream
+from generate import Sampling, score, stream
 from infra.checkpoint import check_vocabulary, find_checkpoint
 from infra.cli import UserError, flag, parse_args, run_script, visible
 from infra.device import pick_device
 from infra.history import fit
-from infra.questions import judge, read_questions
-from infra.scoring import shares
+from infra.questions import read_questions
 from infra.terminal import as_text, print_stream, typed_lines
 from infra.tokenizer import BOS, ChatTokenizer
 from model import WeakWater
 
-SFT_FOLDERS = ["out/SFT", "out/SFT_1024"]
 MODES = {0: ("pretrain", ["out/pretrain"]), 1: ("SFT", SFT_FOLDERS), 2: ("distill", ["out/distill"])}
 GREETING = "Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D ends the program."
 
@@ -44,23 +42,11 @@ class EvalConfig(Sampling):
 RECIPE = EvalConfig(temperature=0.7, top_p=0.9, seed=42)
 
 
-def judged_replies(model, tokenizer, questions, max_new_tokens=512, shows_progress=False) -> list[dict]:
-    """Greedy replies to questions, a list of (prompt ids, expected reply), with their verdicts."""
-    prompts, sampling = [prompt for prompt, _ in questions], Sampling(max_new_tokens=max_new_tokens)
-    replies = generate(model, prompts, sampling, shows_progress=shows_progress)
-    return judge(map(tokenizer.decode, replies), questions)
-
-
-def score(model, tokenizer, questions, max_new_tokens=512, shows_progress=False) -> dict:
-    """{"reasoning_accuracy", "well_formed"}: shares of the greedy replies to questions."""
-    return shares(judged_replies(model, tokenizer, questions, max_new_tokens, shows_progress))
-
-
 def chat(model, tokenizer, questions: Iterable[str], config: EvalConfig, answer=stream) -> None:
     """Answer line after line, each after the turns before it that fit. answer: as `generate.stream`."""
     context = min(tokenizer.max_length, model.config.max_position_embeddings)
     room, end = context - min(config.max_new_tokens, context // 2), model.config.eos_token_id
-    messages, shared = [], {}
+    messages, shared, to_prompt = [], {}, partial(prompt_ids, tokenizer)
     for number, question in enumerate(questions):
         if question.startswith("/") and config.prompt is None:
             messages = [] if question == "/new" else messages
@@ -71,11 +57,9 @@ def chat(model, tokenizer, questions: Iterable[str], config: EvalConfig, answer=
             if config.model_mode == 0:
                 prompt = [BOS, *tokenizer.encode(question)]
             else:
-                prompt, messages = fit(
-                    [*messages, {"role": "user", "content": question}], room, partial(prompt_ids, tokenizer)
-                )
+                prompt, messages = fit([*messages, {"role": "user", "content": question}], room, to_prompt)
             sampling = replace(config, seed=config.seed + number)  # asked again, it may answer otherwise
-            ids = (ids[0] for ids in answer(model, [prompt], sampling, shared) if ids[0] != end)
+            ids = (step[0] for step in answer(model, [prompt], sampling, shared) if step[0] != end)
             reply = print_stream(as_text(tokenizer, ids))
         except UserError as error:
             if config.prompt is not None:

@@ -1,7 +1,7 @@
 """Sample tokens from a model, for many prompts at once.
 
-Prompts of different lengths are padded on the left. The prompt cannot see the padding, so each reply is what
-it would be alone.
+Prompts of different lengths are padded on the left, which the prompt cannot see and RoPE does not notice. At
+temperature 0 each reply is what it would be alone; sampled replies share one random generator.
 """
 
 from collections.abc import Iterator
@@ -13,6 +13,8 @@ from tqdm import tqdm
 from infra.cli import Flags, UserError, flag
 from infra.decoding import batches_of_like_length, decoding_of
 from infra.kv_cache import KVCache
+from infra.questions import judge
+from infra.scoring import shares
 
 
 @dataclass(frozen=True)
@@ -23,15 +25,12 @@ class Sampling(Flags):
     top_p: float = flag(1.0, "keep the likeliest tokens that add up to so much", above=0, most=1)
     top_k: int = flag(0, "keep so many of the likeliest tokens (0: all)", least=0)
     max_new_tokens: int = flag(512, "tokens in a reply, at most", least=1)
-    seed: int = flag(0, "of the sampling")
+    seed: int = flag(0, "random seed of the sampling")
 
 
 def sample(logits: torch.Tensor, sampling: Sampling, generator=None) -> torch.Tensor:
-    """One token id for each row of logits (B, V) -> (B).
-
-    Top-k keeps the k likeliest tokens, top-p the fewest whose probabilities reach p (Holtzman et al. 2020,
-    arXiv:1904.09751).
-    """
+    """One token id for each row of logits (B, V) -> (B), of the k likeliest for top-k and, for top-p, of the
+    fewest whose probabilities reach p (Holtzman et al. 2020, arXiv:1904.09751)."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     logits, ids = logits.float().sort(dim=-1, descending=True)
@@ -59,8 +58,8 @@ def stream(
     config, device = model.config, model.lm_head.weight.device
     longest, context = max(map(len, prompts)), config.max_position_embeddings
     if not min(map(len, prompts)) or longest >= context:
-        room = f"expected 1 to {context - 1}: the model's context is {context}"
-        raise UserError(f"found a prompt of {longest} tokens, {room}")
+        expected = f"expected 1 to {context - 1}: the model's context is {context}"
+        raise UserError(f"found a prompt of {longest} tokens, {expected}")
     length = min(longest + sampling.max_new_tokens, context)
     missing = [longest - len(prompt) for prompt in prompts]
     padding = torch.tensor(missing, device=device) if any(missing) else None
@@ -68,22 +67,22 @@ def stream(
     padded = [[config.pad_token_id] * count + prompt for count, prompt in zip(missing, prompts)]
     logits = model(torch.tensor(padded, device=device), cache=cache, last_only=True)[:, -1]  # (B, V)
     generator = torch.Generator(device).manual_seed(sampling.seed)
-    decode = decoding_of(model, cache, {} if shared is None else shared)
-    rows, end = list(range(len(prompts))), config.eos_token_id  # rows: the replies that are in the batch
+    decode = decoding_of(model, cache, {} if shared is None else shared)  # the model's forward, or faster
+    active, end = list(range(len(prompts))), config.eos_token_id  # the replies that are in the batch
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for position in range(longest, length):
         next_ids = sample(logits, sampling, generator).masked_fill(ended, end)
         ended |= next_ids == end
         ids = [end] * len(prompts)
-        for row, id in zip(rows, next_ids.tolist()):
-            ids[row] = id
+        for reply, id in zip(active, next_ids.tolist()):
+            ids[reply] = id
         yield ids
         unfinished = sum(id != end for id in ids)
         if position + 1 == length or not unfinished:
             return
-        if unfinished <= len(rows) / 2:
+        if unfinished <= len(active) / 2:
             kept = (~ended).nonzero()[:, 0]
-            next_ids, ended, rows = next_ids[kept], ended[kept], [rows[place] for place in kept.tolist()]
+            next_ids, ended, active = next_ids[kept], ended[kept], [active[place] for place in kept.tolist()]
             decode.keep(kept)
         logits = decode(next_ids[:, None])
 
@@ -102,3 +101,15 @@ def generate(model, prompts, sampling: Sampling, batch_size=128, shows_progress=
             for number, reply in zip(chosen, zip(*steps)):
                 replies[number] = list(reply[: reply.index(end)] if end in reply else reply)
     return replies
+
+
+def judged_replies(model, tokenizer, questions, max_new_tokens=512, shows_progress=False) -> list[dict]:
+    """Greedy replies to questions, a list of (prompt ids, expected reply), with their verdicts."""
+    prompts, sampling = [prompt for prompt, _ in questions], Sampling(max_new_tokens=max_new_tokens)
+    replies = generate(model, prompts, sampling, shows_progress=shows_progress)
+    return judge(map(tokenizer.decode, replies), questions)
+
+
+def score(model, tokenizer, questions, max_new_tokens=512, shows_progress=False) -> dict:
+    """{"reasoning_accuracy", "well_formed"}: shares of the greedy replies to questions."""
+    return shares(judged_replies(model, tokenizer, questions, max_new_tokens, shows_progress))

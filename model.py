@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
 def rope_tables(length: int, head_dim: int, theta: float) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin of position * theta^(-2i/D), each (length, D) (Su et al. 2021, arXiv:2104.09864).
 
-    The halves of cos are equal; those of sin are opposite, since the first half of a rotated pair subtracts.
+    The sign of sin is folded into its first half, as `rotate` needs it.
     """
     frequencies = theta ** (-torch.arange(0, head_dim, 2).float() / head_dim)  # (D/2)
     angles = torch.outer(torch.arange(length).float(), frequencies)  # (length, D/2)
@@ -44,7 +44,10 @@ def rope_tables(length: int, head_dim: int, theta: float) -> tuple[torch.Tensor,
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate each pair (x[i], x[i + D/2]) by its position's angle. x (B, heads, T, D); cos and sin (T, D)."""
+    """x[i] cos - x[i + D/2] sin and x[i + D/2] cos + x[i] sin for i < D/2: pairs are half a head apart.
+
+    x (B, heads, T, D); cos and sin (T, D). A product q k then depends on the difference of positions only.
+    """
     swapped = x.float().roll(x.shape[-1] // 2, dims=-1)
     return (x.float() * cos + swapped * sin).type_as(x)
 
@@ -59,15 +62,15 @@ def document_mask(document_ids: torch.Tensor, in_blocks: bool = False):
     if in_blocks:
         may_see = lambda b, h, q, k: (q >= k) & (document_ids[b, q] == document_ids[b, k])
         return create_block_mask(may_see, B, None, T, T, device=document_ids.device)
-    same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T)
+    same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T); padding sees padding
     return same.tril()[:, None]  # (B, 1, T, T)
 
 
 def attention(q, k, v, mask=None) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v, by the fastest kernel for the kind of mask.
 
-    q (B, H, T, D), k and v (B, K, S, D); mask: None (causal if T = S; a single query sees all), a boolean
-    mask (B, 1, T, S) or a BlockMask. Returns (B, H, T, D).
+    q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D). mask: a boolean mask (B, 1, T, S), a BlockMask, or
+    None: one query sees all keys, several are causal, with S = T (else KVCache gives a mask).
     """
     if isinstance(mask, BlockMask):
         return flex_attention(q, k, v, block_mask=mask, enable_gqa=k.shape[1] < q.shape[1])
@@ -98,7 +101,10 @@ class Attention(nn.Module):
         return self.o_proj(self.attend(q, k, v, rope, mask, cache))  # (B, T, C)
 
     def attend(self, q, k, v, rope, mask, cache):
-        """What each position gathers from those it sees: q (B, H, T, D), k, v (B, K, T, D) -> (B, T, H D)."""
+        """Rotate, append to the cache, attend: q (B, H, T, D), k and v (B, K, T, D) -> (B, T, H D).
+
+        Apart from `forward`, since infra/decoding.py makes q, k and v by a product of its own.
+        """
         q, k = rotate(q, *rope), rotate(k, *rope)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, K, S, D)
@@ -183,7 +189,7 @@ class WeakWater(nn.Module):
     def forward(self, input_ids, mask=None, labels=None, loss_weights=None, cache=None, last_only=False):
         """input_ids (B, T) -> logits (B, T, V); with labels and loss_weights (B, T), a sum of losses in nats.
 
-        mask: of `document_mask`, or None: every position sees all before it, also those in the KVCache.
+        mask: the result of `document_mask`, or None (causal); with a KVCache, the cache's own is taken.
         last_only: logits of the last position alone (B, 1, V), all that generation needs.
         A sum, not a mean: its divisor is the loss weight of the whole step, which no batch knows.
         """
@@ -192,6 +198,7 @@ class WeakWater(nn.Module):
         hidden = self.model(input_ids, mask, cache)  # (B, T, C)
         if labels is None:
             return self.lm_head(hidden[:, -1:] if last_only else hidden)  # (B, T or 1, V)
+        # sum(loss_weights * F.cross_entropy(self.lm_head(hidden), labels)), never holding all logits
         labels, loss_weights = labels.flatten(), loss_weights.flatten()
         return chunked_cross_entropy(self.lm_head, hidden.flatten(0, 1), labels, loss_weights)
 

@@ -4,14 +4,12 @@ Muon (Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networ
 momentum by the nearest semi-orthogonal matrix, so that an update moves all directions alike, and not mostly
 the few that dominate the gradient. Scaled to the size of AdamW's updates (Liu et al. 2025, arXiv:2502.16982),
 both share one learning rate; the embedding, which is also the head, may learn at a multiple of it.
-
-PyTorch has a Muon since 2.9. This one works with older releases too, keeps float32 where bfloat16 is slow,
-and takes all matrices of one shape at once.
+PyTorch's Muon, of 2.9 and later, takes one matrix at a time and always multiplies in bfloat16.
 """
 
 import torch
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: singular values go to about 1
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # s -> a s + b s^3 + c s^5 takes singular values to about 1
 ITERATIONS = 5
 ADAMW_UPDATE_RMS = 0.2  # Liu et al. 2025
 
@@ -24,10 +22,12 @@ def make_optimizers(model, weight_decay: float, embedding_rate: float, dtype=tor
     """
     named = list(model.named_parameters())  # a tied head has one name, the embedding's
     matrices = [parameter for name, parameter in named if parameter.dim() == 2 and ".layers." in name]
-    embedding = [parameter for name, parameter in named if parameter.dim() == 2 and ".layers." not in name]
+    embedding_and_head = [
+        parameter for name, parameter in named if parameter.dim() == 2 and ".layers." not in name
+    ]
     gains = [parameter for _, parameter in named if parameter.dim() < 2]
     groups = [
-        {"params": embedding, "weight_decay": weight_decay, "lr_scale": embedding_rate},
+        {"params": embedding_and_head, "weight_decay": weight_decay, "lr_scale": embedding_rate},
         {"params": gains, "weight_decay": 0.0, "lr_scale": 1.0},
     ]
     return [Muon(matrices, weight_decay, dtype), torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
@@ -35,10 +35,10 @@ def make_optimizers(model, weight_decay: float, embedding_rate: float, dtype=tor
 
 @torch.no_grad()
 def update(optimizers, lr: float, is_sound: torch.Tensor) -> None:
-    """One step of each optimizer at the learning rate `lr` or, where the boolean `is_sound` is false, none.
+    """One step of each optimizer at the learning rate `lr`.
 
-    A rate of 0 leaves the weights as they are; momenta decay, as if the gradient were 0. So nobody has to
-    wait for what the device has found.
+    Where the boolean `is_sound` is false, gradients and rate become 0: weights stay, momenta decay. Both are
+    tensors of the device: an `if` would make each step wait for it.
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -57,7 +57,7 @@ def orthogonalize(matrices: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(ITERATIONS):
-        gram = x @ x.mT
+        gram = x @ x.mT  # the smaller one of the two
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if is_tall else x).to(matrices.dtype)
 
@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
     """W -= lr * (0.2 sqrt(max(rows, columns)) * orthogonalize(Nesterov momentum) + weight_decay * W)."""
 
     def __init__(
-        self, matrices, weight_decay: float, dtype=torch.float32, momentum=0.95, orthogonalize=orthogonalize
+        self, matrices, weight_decay, dtype=torch.float32, momentum=0.95, orthogonalize=orthogonalize
     ):
         defaults = {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum, "lr_scale": 1.0}
         super().__init__(matrices, defaults)
@@ -80,13 +80,16 @@ class Muon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     by_shape.setdefault(matrix.shape, []).append(matrix)
             for shape, matrices in by_shape.items():
-                self.update(matrices, group, ADAMW_UPDATE_RMS * max(shape) ** 0.5)
+                self.step_matrices(matrices, group, ADAMW_UPDATE_RMS * max(shape) ** 0.5)
 
-    def update(self, matrices: list, group: dict, scale: float):
+    def step_matrices(self, matrices: list, group: dict, scale: float):
         """One update of matrices that share a shape."""
         gradients, lr, momentum = [matrix.grad for matrix in matrices], group["lr"], group["momentum"]
-        momenta = [self.state[m].setdefault("momentum", torch.zeros_like(m)) for m in matrices]
-        torch._foreach_lerp_(momenta, gradients, 1 - momentum)
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix]["momentum"] = torch.zeros_like(matrix)
+        momenta = [self.state[matrix]["momentum"] for matrix in matrices]
+        torch._foreach_lerp_(momenta, gradients, 1 - momentum)  # an average: orthogonalize ignores the scale
         ahead = torch._foreach_lerp(gradients, momenta, momentum)  # Nesterov
         directions = self.orthogonalize(torch.stack(ahead), self.dtype) * (-lr * scale)
         torch._foreach_mul_(matrices, 1 - lr * group["weight_decay"])

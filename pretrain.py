@@ -19,10 +19,9 @@ RECIPE = TrainConfig(stage="pretrain", data_path="pretrain.jsonl", out_dir="out/
 
 def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
+    model = WeakWater.from_pretrained(config.init_from) if config.init_from else None
     tokenizer = ChatTokenizer(config.tokenizer or config.init_from or "WeakWater_tokenizer")
-    if config.init_from:
-        model = WeakWater.from_pretrained(config.init_from)
-    else:
+    if model is None:
         torch.manual_seed(config.seed)
         model = WeakWater(LLMConfig.preset(config.preset, vocab_size=len(tokenizer)))
     check_run(config, model, tokenizer)

@@ -16,6 +16,7 @@ import pretrain
 import SFT
 from Config import DEVICES_HELP, LLMConfig
 from dataset import prompt_ids
+from generate import score
 from infra.cli import Flags, flag, parse_args, run_script
 from infra.device import has_fast_bf16, pick_device
 from infra.questions import read_questions
@@ -53,8 +54,8 @@ STAGES = {
 class QuickstartConfig(Flags):
     fresh: bool = flag(False, "delete out_dir first")
     out_dir: str = flag("out/quickstart", "where everything goes")
-    seed: int = flag(0, "of data, weights and order")
-    scale: float = flag(1.0, "part of the steps and, times 4, of the data", above=0, most=1)
+    seed: int = flag(0, "random seed of data, weights and order")
+    scale: float = flag(1.0, "fraction of the steps; four times that, of the data", above=0, most=1)
     device: str = flag("", DEVICES_HELP)
 
 
@@ -62,8 +63,8 @@ def make_tokenizer(folder: Path) -> dict:
     """From texts and conversations: a vocabulary this small has no room for what only one of them needs."""
     texts = list(texts_of(sample_lines(folder / "data/pretrain.jsonl"), "text"))
     texts += texts_of(sample_lines(folder / "data/sft.jsonl"), "conversations")
-    context = LLMConfig.preset("tiny").max_position_embeddings
-    save_tokenizer(train_tokenizer(texts, VOCAB_SIZE), folder / "tokenizer", context)
+    tokenizer = train_tokenizer(texts, VOCAB_SIZE)
+    save_tokenizer(tokenizer, folder / "tokenizer", LLMConfig().max_position_embeddings)
     return {"vocab_size": VOCAB_SIZE}
 
 
@@ -88,13 +89,13 @@ def run_stage(stage: Stage, folder: Path, config: QuickstartConfig) -> dict:
 
 def score_stage(stage: Stage, folder: Path, config: QuickstartConfig) -> dict:
     """{reasoning_accuracy, well_formed, facts}: of held-out word problems, and of facts that were taught."""
-    where = eval_model.EvalConfig(model_dir=str(folder / stage.folder), device=config.device)
-    model, tokenizer = eval_model.load(where)
+    chosen = eval_model.EvalConfig(model_dir=str(folder / stage.folder), device=config.device)
+    model, tokenizer = eval_model.load(chosen)
     problems = read_questions(folder / "data" / f"{stage.data}_test.jsonl", partial(prompt_ids, tokenizer))
     asked = [([{"role": "user", "content": turn.question}], turn.reply) for turn in probe_turns()]
     facts = [(prompt_ids(tokenizer, messages), reply) for messages, reply in asked]
-    known = eval_model.score(model, tokenizer, facts)["reasoning_accuracy"]
-    return {**eval_model.score(model, tokenizer, problems, shows_progress=True), "facts": known}
+    known = score(model, tokenizer, facts)["reasoning_accuracy"]
+    return {**score(model, tokenizer, problems, shows_progress=True), "facts": known}
 
 
 def print_conversations(folder: Path, config: QuickstartConfig) -> None:
@@ -103,10 +104,12 @@ def print_conversations(folder: Path, config: QuickstartConfig) -> None:
         print(f"\n--- {name}")
         for question in QUESTIONS if stage.start else [BEGINNING]:
             print(f"> {question}")
-            flags = (
-                f"--temperature=0 --max_new_tokens=256 --model_mode={mode} --device={config.device}".split()
-            )
-            eval_model.main([*flags, f"--model_dir={folder / stage.folder}", f"--prompt={question}"])
+            flags = [
+                f"--model_mode={mode}",
+                f"--model_dir={folder / stage.folder}",
+                f"--device={config.device}",
+            ]
+            eval_model.main(["--temperature=0", "--max_new_tokens=256", f"--prompt={question}", *flags])
 
 
 def main(argv=None):
@@ -122,12 +125,11 @@ def main(argv=None):
     trained = {name: report.parts[name] for name in STAGES}
     tokens, seconds = (sum(part[name] for part in trained.values()) for name in ("tokens", "train_seconds"))
     report.parts["tokens_per_second"] = round(tokens / seconds)
-    report.add_seconds(0.0)
+    report.write()
     print_conversations(folder, config)
     print_table(trained, COLUMNS)
     distilled = folder / STAGES["distill"].folder
-    speed = f"{report.parts['tokens_per_second']} useful tokens a second in training"
-    print(f"{report.parts['seconds']:.0f} seconds in all, {speed}")
+    print(f"{report.parts['seconds']:.0f} seconds in all, {tokens / seconds:.0f} useful tokens a second")
     print(f"all numbers: {report.path} | charts: {distilled / 'charts'} | chat with it:")
     print(f"    python eval_model.py --model_dir {distilled} --temperature 0")
 

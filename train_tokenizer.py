@@ -1,6 +1,6 @@
 """python train_tokenizer.py
 
-Learn the byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909) of a JSONL file, as a Hugging Face folder.
+Train a byte-level BPE (Sennrich et al. 2016, arXiv:1508.07909) on a JSONL file; write a Hugging Face folder.
 
 The first ids are the control tokens and the 256 bytes; the merges follow. Text is split before merging as in
 Qwen2's tokenizer, except that there is no Unicode normalization, so that decode(encode(text)) == text. Digits
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from Config import LLMConfig
 from dataset import CHAT_TEMPLATE, DEFAULT_SYSTEM
 from infra.cli import Flags, UserError, flag, parse_args, run_script
 from infra.jsonl import check_file, detect_field
@@ -24,8 +25,8 @@ SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-LONGEST_TOKEN = 48  # bytes: Chinese clauses have no spaces, and the commonest would become tokens
-# in every conversation but not in pretraining texts, so worth a few tokens of its own
+LONGEST_TOKEN = 48  # bytes, 16 Chinese characters: without spaces, whole clauses would become tokens
+# in every conversation but not in pretraining texts, so mixed into these now and then
 CHAT_FRAME = f"system\n{DEFAULT_SYSTEM}\nuser\nassistant\n"
 SMALLEST_VOCABULARY = len(CONTROL_TOKENS) + len(BYTE_OF_CHARACTER) + 1
 
@@ -51,7 +52,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, longest_token=LONGEST
         max_token_length=longest_token,
     )
     tokenizer.train_from_iterator(mixed_in(texts, CHAT_FRAME), trainer)
-    # <think> and the like are shown in replies, so they are added tokens but not special ones
+    # the tags are no special tokens, so that decoding shows them
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL_TOKENS[:3]])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in CONTROL_TOKENS[3:]])
     found = tokenizer.get_vocab_size()
@@ -71,7 +72,7 @@ def main(argv=None):
     path = check_file(config.data_path)
     field = detect_field(path)
     tokenizer = train_tokenizer(texts_of(sample_lines(path), field), config.vocab_size)
-    save_tokenizer(tokenizer, Path(config.out_dir), context=1024)
+    save_tokenizer(tokenizer, Path(config.out_dir), LLMConfig().max_position_embeddings)
     sample = "".join(text for _, text in zip(range(200), texts_of(sample_lines(path), field)))
     tokens, size = len(tokenizer.encode(sample).ids), len(sample.encode())
     each = f"{size / tokens:.2f} bytes a token, {len(sample) / tokens:.2f} characters a token"

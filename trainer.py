@@ -2,8 +2,8 @@
 
 A *step* is one optimizer update over `accumulation_steps` micro-batches of `batch_size` rows, over all
 processes together. Its loss is the weighted sum over its tokens divided by the step's total weight, so that
-neither the number of micro-batches nor of processes changes the update. The learning rate, the order of the
-data and the place to resume from follow from the number of the step alone, counted from 1.
+neither the number of micro-batches nor of processes changes the update. Steps are counted from 1; learning
+rate and order of the data follow from the number of the step alone.
 """
 
 import math
@@ -20,7 +20,7 @@ from Config import TrainConfig
 from dataset import Batch, PackedRows, collate_rows
 from infra import charts, checkpoint, distributed, extent, resume
 from infra import device as devices
-from infra.distributed import Process, all_reduce_sum
+from infra.distributed import Process, all_reduce_sum, processes, stop_signals
 from infra.divergence import CHECK_EVERY, Diverged, Watch, not_saved
 from infra.dry_run import dry_run
 from infra.metrics import Log
@@ -47,19 +47,16 @@ def train(model: WeakWater, rows: PackedRows, config: TrainConfig, validation=No
 
     validation: PackedRows. probe: a function model -> {name: number}, called at each validation and logged
     with it. Raises UserError when a resumed run differs from the stopped one, or when losses stop making
-    sense. Ctrl-C and SIGTERM save and exit with the usual codes.
+    sense. Ctrl-C and SIGTERM save and exit with code 130 or 143.
     """
     if config.dry_run:
         return dry_run(train, model, rows, config, validation, probe)
-    with (
-        distributed.processes(config.device, config.out_dir) as process,
-        distributed.stop_signals() as stopped,
-    ):
+    with processes(config.device, config.out_dir) as process, stop_signals() as stopped:
         run, log = start(model, rows, config, process)
         total_steps, scaler = config.total_steps(len(rows)), run.precision.scaler
-        if run.step == total_steps:  # the stopped run may have been killed between two files of its last save
+        if run.step == total_steps:  # finished, but perhaps killed between two files of its last save
             save(run, log, rows, config, process)
-        ddp_model = distributed.wrap_ddp(run.forward, process)  # averages gradients over processes
+        ddp_model = distributed.wrap_ddp(run.forward, process)
         batches = iter(load_batches(rows, config, process, run.step + 1))
         for step in range(run.step + 1, total_steps + 1):
             micro_batches = [next(batches) for _ in range(config.accumulation_steps // process.world)]
@@ -69,14 +66,15 @@ def train(model: WeakWater, rows: PackedRows, config: TrainConfig, validation=No
                 with distributed.gradients_stay_here(ddp_model, is_last=number == len(micro_batches)):
                     with run.precision.autocast:
                         part = summed_loss(ddp_model, batch.to(process.device), run.mask) / weight
-                    scaler.scale(part * process.world).backward()
+                    scaler.scale(part * process.world).backward()  # DDP averages; times world, it sums
                 loss += part.detach()
             loss = all_reduce_sum(loss)
             for optimizer in run.optimizers:
                 scaler.unscale_(optimizer)
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
             lr = learning_rate(step, total_steps, config)
-            update(run.optimizers, lr, is_sound=run.watch.accepts(loss, grad_norm))
+            is_sound = run.watch.accepts(loss, grad_norm)
+            update(run.optimizers, lr, is_sound)  # not scaler.step, which waits for the device
             scaler.update()
             model.zero_grad(set_to_none=True)
             run.step = step
@@ -85,7 +83,7 @@ def train(model: WeakWater, rows: PackedRows, config: TrainConfig, validation=No
             is_last = step == total_steps
             if step % config.log_every == 0 or is_last:
                 log.interval(step, lr, float(grad_norm), run.watch.dropped)
-            if step % min(config.log_every, CHECK_EVERY) == 0:
+            if step % min(config.log_every, CHECK_EVERY) == 0:  # not each time: it waits for the device
                 run.watch.check(step, loss, grad_norm, config)
             if validation and (step % config.eval_every == 0 or is_last):
                 with log.paused():
@@ -171,13 +169,13 @@ def load_batches(rows: PackedRows, config: TrainConfig, process: Process, first_
     )
 
 
-def row_numbers(rows: int, config: TrainConfig, process: Process, first_step: int) -> Iterator[list[int]]:
+def row_numbers(num_rows: int, config: TrainConfig, process: Process, first_step: int) -> Iterator[list[int]]:
     """The rows of each of this process's micro-batches: a seeded permutation per epoch, dealt out in turn."""
-    size, per_epoch = config.batch_size, config.steps_per_epoch(rows)
-    for step in range(first_step, config.total_steps(rows) + 1):
+    size, per_epoch = config.batch_size, config.steps_per_epoch(num_rows)
+    for step in range(first_step, config.total_steps(num_rows) + 1):
         epoch, step_in_epoch = divmod(step - 1, per_epoch)
         if step == first_step or step_in_epoch == 0:
-            order = np.random.default_rng([config.seed, epoch]).permutation(rows)
+            order = np.random.default_rng([config.seed, epoch]).permutation(num_rows)
         step_rows = order[step_in_epoch * config.rows_per_step :][: config.rows_per_step]
         for number in range(process.rank, config.accumulation_steps, process.world):
             yield step_rows[number * size : (number + 1) * size].tolist()
@@ -186,7 +184,7 @@ def row_numbers(rows: int, config: TrainConfig, process: Process, first_step: in
 @torch.no_grad()
 def evaluate(run: Run, rows: PackedRows, config: TrainConfig, process: Process, most_batches=None) -> dict:
     """{val_loss, val_ppl, val_bpb}: nats per token of the loss, their exponential, bits per byte of text."""
-    is_compiled = run.forward is not run.model  # and compiled anew for each other shape
+    is_compiled = run.forward is not run.model  # for this shape, and again for each other one
     size = config.batch_size if is_compiled else min(config.batch_size, len(rows))
     batches = np.split(np.arange(len(rows)), range(size, len(rows), size))[:most_batches]
     token_bytes = torch.from_numpy(rows.cache.tokenizer.token_bytes)
@@ -195,17 +193,18 @@ def evaluate(run: Run, rows: PackedRows, config: TrainConfig, process: Process, 
         batch = collate_rows([rows[row] for row in numbers], size, rows.row_length)
         with run.precision.autocast:
             nats = float(summed_loss(run.forward, batch.to(process.device), run.mask))
-        text = token_bytes[batch.labels] * (batch.loss_weights > 0)
-        sums += torch.tensor([nats, batch.loss_weights.sum(), text.sum()], dtype=torch.float64)
-    nats, weight, bytes = all_reduce_sum(sums).tolist()
+        num_bytes = (token_bytes[batch.labels] * (batch.loss_weights > 0)).sum()
+        sums += torch.tensor([nats, batch.loss_weights.sum(), num_bytes], dtype=torch.float64)
+    nats, weight, num_bytes = all_reduce_sum(sums).tolist()
     loss, bits = nats / weight, nats / math.log(2)
-    return {"val_loss": loss, "val_ppl": math.exp(min(loss, 700)), "val_bpb": bits / max(bytes, 1)}
+    perplexity = math.exp(min(loss, 700))  # of more than 709, a float has no exponential
+    return {"val_loss": loss, "val_ppl": perplexity, "val_bpb": bits / max(num_bytes, 1)}
 
 
 def save(run: Run, log: Log, rows: PackedRows, config: TrainConfig, process: Process) -> bool:
-    """Write the state to resume from, the checkpoint and the charts; False, and nothing, if it has diverged.
+    """Write training_state.pt, the Llama checkpoint and the charts; False, and nothing, if it has diverged.
 
-    The loss of a step is of the weights before its update, so the first rows are evaluated.
+    The step's loss came before its update and says nothing of the new weights: a batch of rows is evaluated.
     """
     if not evaluate(run, rows, config, process, most_batches=1)["val_loss"] < run.watch.worst_loss:
         return False

@@ -68,11 +68,12 @@ def add_flag(parser: argparse.ArgumentParser, f, default) -> None:
     if f.type is bool:
         parser.add_argument(f"--{f.name}", action=argparse.BooleanOptionalAction, default=default, help=help)
     else:
-        choices, metavar = f.metadata.get("choices"), f.name.split("_")[-1].upper()
+        choices = f.metadata.get("choices")
+        metavar = None if choices else f.name.split("_")[-1].upper()  # choices are shown in its place
         of_many = get_args(f.type)[:1]  # tuple[int, ...] takes several numbers
-        kind = {"type": of_many[0], "nargs": "+"} if of_many else {"type": f.type}
+        values = {"type": of_many[0], "nargs": "+"} if of_many else {"type": f.type}
         parser.add_argument(
-            f"--{f.name}", default=default, help=help, choices=choices, metavar=metavar, **kind
+            f"--{f.name}", default=default, help=help, choices=choices, metavar=metavar, **values
         )
 
 

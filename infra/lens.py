@@ -9,8 +9,8 @@ from infra.jsonl import count_kinds
 from infra.token_cache import TokenCache
 from infra.tokenizer import CONTROL_TOKENS, ChatTokenizer
 
-ROLE_OF_MASK = ("prompt", "reply", "tag")
-COLOURS = {"prompt": "\033[2m", "reply": "\033[32m", "tag": "\033[1;35m", "cut off": "\033[31;9m"}
+NAME_OF_MASK = ("ignored", "counted", "tag")
+COLOURS = {"ignored": "\033[2m", "counted": "\033[32m", "tag": "\033[1;35m", "cut off": "\033[31;9m"}
 
 
 def show(rows, count: int, cut_at: int) -> None:
@@ -51,18 +51,18 @@ def lost_tokens(cache: TokenCache, row_length: int) -> int:
 
 
 def colour_document(ids, loss_mask, tokenizer: ChatTokenizer, cut_at: int, has_colours: bool) -> str:
-    """A document's tokens between bars. Without colours, a run of tokens begins with its role in brackets."""
+    """A document's tokens between bars. Without colours, a run of tokens begins with its name in brackets."""
     shown, before = [], None
     for position, (id, mask) in enumerate(zip(ids.tolist(), loss_mask.tolist())):
-        role = "cut off" if position > cut_at else ROLE_OF_MASK[mask]
-        label = f"[{role}]" if role != before and not has_colours else ""
-        shown.append(label + paint(readable(tokenizer, id), role, has_colours))
-        before = role
+        name = "cut off" if position > cut_at else NAME_OF_MASK[mask]
+        label = f"[{name}]" if name != before and not has_colours else ""
+        shown.append(label + paint(readable(tokenizer, id), name, has_colours))
+        before = name
     return "|".join(shown)
 
 
-def paint(text: str, role: str, has_colours: bool) -> str:
-    return f"{COLOURS[role]}{text}\033[0m" if has_colours else text
+def paint(text: str, name: str, has_colours: bool) -> str:
+    return f"{COLOURS[name]}{text}\033[0m" if has_colours else text
 
 
 def readable(tokenizer: ChatTokenizer, id: int) -> str:

@@ -14,7 +14,7 @@ def chunked_cross_entropy(head, hidden, labels, loss_weights, elements=LOGITS_AT
     instead of being kept (Chen et al. 2016, arXiv:1604.06174).
     """
 
-    if hidden.device.type == "cpu":  # elsewhere, a number that varies costs more than logits without weight
+    if hidden.device.type == "cpu":  # elsewhere a shape that varies costs a synchronization or a compilation
         counts = loss_weights != 0
         hidden, labels, loss_weights = hidden[counts], labels[counts], loss_weights[counts]
 

@@ -165,9 +165,9 @@ def number_text(name: str, value) -> str:
     """A loss with four decimals, a perplexity with two, any other float as a share."""
     if not isinstance(value, float):
         return str(value)
-    return (
-        f"{value:.2f}" if name == "val_ppl" else f"{value:.4f}" if name.startswith("val_") else f"{value:.1%}"
-    )
+    if name == "val_ppl":
+        return f"{value:.2f}" if value < 1e6 else f"{value:.1e}"
+    return f"{value:.4f}" if name.startswith("val_") else f"{value:.1%}"
 
 
 def short_count(number: float) -> str:

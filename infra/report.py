@@ -55,10 +55,13 @@ class Report:
         """Let the next run do these parts again."""
         self.parts = {name: part for name, part in self.parts.items() if name not in names}
         if self.path.is_file():
-            self.add_seconds(0.0)
+            self.write()
 
     def add_seconds(self, seconds: float) -> None:
         self.parts["seconds"] = round(self.parts["seconds"] + seconds, 1)
+        self.write()
+
+    def write(self) -> None:
         write_json(self.path, self.parts)
 
 
@@ -74,7 +77,7 @@ def make_folder(folder: Path, fresh: bool) -> None:
 
 def print_table(rows: dict[str, dict], columns: tuple[str, ...]) -> None:
     """Print named rows of numbers as a table. A missing value is a dash."""
-    print("\n" + " " * 10 + "".join(f"{name.replace('_', ' '):>20}" for name in columns))
+    print("\n" + " " * 10 + "".join(f"  {name.replace('_', ' '):>8}" for name in columns))
     for title, row in rows.items():
-        cells = [number_text(name, row[name]) if name in row else "-" for name in columns]
-        print(f"{title:<10}" + "".join(f"{cell:>20}" for cell in cells))
+        cells = [(name, number_text(name, row[name]) if name in row else "-") for name in columns]
+        print(f"{title:<10}" + "".join(f"  {cell:>{max(8, len(name))}}" for name, cell in cells))
