@@ -1,5 +1,6 @@
 """Several processes that train as one (torchrun), and signals that stop them all at the same step."""
 
+import inspect
 import os
 import signal
 from collections.abc import Iterator
@@ -39,6 +40,10 @@ def processes(device: str, out_dir: str) -> Iterator[Process]:
     rank = dist.get_rank()
     try:
         yield Process(rank, dist.get_world_size(), device)
+        leave_together()
+    except SystemExit:  # all stop at the same step
+        leave_together()
+        raise
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
@@ -49,6 +54,14 @@ def processes(device: str, out_dir: str) -> Iterator[Process]:
         ) from None
     finally:
         dist.destroy_process_group()
+
+
+def leave_together() -> None:
+    """Wait for the other processes, while gloo's threads let go of the tensors of the last collective.
+
+    Freeing the group before that can deadlock: it joins a thread that waits for the global lock held by it.
+    """
+    dist.barrier()
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
@@ -68,9 +81,11 @@ def wrap_ddp(model: torch.nn.Module, process: Process) -> torch.nn.Module:
     """The model as training calls it: its gradients are averaged over all processes."""
     if process.world == 1:
         return model
-    # the only buffers are RoPE's tables, which are the same everywhere
+    # the only buffers are RoPE's tables, the same everywhere, which need no exchange at each forward pass
+    newer, older = "forward_sync_buffers", "broadcast_buffers"  # the name until torch 2.12
+    name = newer if newer in inspect.signature(DistributedDataParallel).parameters else older
     device_ids = [process.device.index] if process.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=device_ids, broadcast_buffers=False)
+    return DistributedDataParallel(model, device_ids=device_ids, **{name: False})
 
 
 def gradients_stay_here(model: torch.nn.Module, is_last: bool):
