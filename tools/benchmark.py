@@ -2,266 +2,227 @@
 
 Measure this project beside transformers' Llama of the same sizes and write benchmarks/<what>_<device>.json.
 
-    python tools/benchmark.py train      useful tokens a second, share of the measured matrix peak, peak memory
-    python tools/benchmark.py generate   tokens a second of prefill and of decoding, one by one and many together
-    python tools/benchmark.py start      seconds from the command to the first step, with a cold and a warm token cache
-    python tools/benchmark.py tokenize   megabytes a second and peak memory of making the token cache and of opening it
+    python tools/benchmark.py train      useful tokens a second, share of the matrix peak, peak memory
+    python tools/benchmark.py generate   tokens a second of prefill and of decoding, one by one and together
+    python tools/benchmark.py start      seconds from the command to the first step, cold and warm token cache
+    python tools/benchmark.py tokenize   megabytes a second and peak memory of making the token cache
     python tools/benchmark.py learn      seconds and peak memory of learning the tokenizer
 
-Every measurement is a process of its own, so that its memory is its own. The candidates take turns for --rounds rounds;
-written are each one's medians, and the medians of the first candidate's ratios to it in the same round. In `train` the peer
-runs in the same loop with the same optimizer: on packed rows under a plain causal mask, which lets documents see each other
-(less work than keeping them apart), and on padded rows, each conversation alone in one. Without --data_path, generated
-conversations are used. llama.cpp takes part in `generate` where llama_cpp can be imported.
+Every measurement is a process of its own, so that its memory is its own. The candidates take turns, --rounds
+times. Written are the medians of each, and of the first candidate's ratios to it in the same round.
 
-In `generate`, names without a prefix are of one prompt of 256 tokens, batched_ of 32 such prompts together, question_ of one of
-64 tokens and questions_ of 128 such ones together, as in scoring.
+train: transformers' Llama runs on packed rows under a plain causal mask, which lets documents see each other
+(less work than keeping them apart), and on padded rows, each conversation alone in one. It runs in our loop
+with our optimizers and, where the name says AdamW, in a plain loop with AdamW, which is what most people run.
+
+generate: names without a prefix are of one prompt of 256 tokens, batched_ of 32 such prompts together,
+question_ of one of 64 tokens, questions_ of 128 such ones together, as in scoring.
 """
 
-import argparse
-import json
+import io
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, replace
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
-from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from tokenizers import trainers
 
-import model as decoder
 import trainer
-from Config import DEVICES_HELP, DTYPES, LLMConfig, TrainConfig, run_script, write_atomically
-from dataset import ChatTokenizer, PackedRows, detect_kind, load_rows, open_cache
+from Config import LLMConfig, TrainConfig
+from dataset import PackedRows, load_rows, open_tokens
 from generate import Sampling, stream
-from model import WeakWater, pick_device
+from infra.checkpoint import save_model
+from infra.cli import UserError, add_flag, flag, make_parser, run_script
+from infra.device import pick_device, pick_dtype, synchronize
+from infra.extent import mean_context, token_flops
+from infra.files import write_json
+from infra.jsonl import detect_field
+from infra.metrics import read_metrics
+from infra.text_sample import sample_lines, texts_of
+from infra.tokenizer import ChatTokenizer
+from model import WeakWater
+from tools import peers
 from tools.sample_data import write_sample_data
-from train_tokenizer import sample_lines, save_tokenizer, texts_of, train_tokenizer
-from trainer import Run, pick_dtype
+from train_tokenizer import LONGEST_TOKEN, save_tokenizer, train_tokenizer
 
-CANDIDATES = {
-    "train": ["weakwater", "transformers eager packed", "transformers eager padded"],
-    "generate": ["weakwater", "transformers", "llama.cpp"],
-    "start": ["cold", "warm"],
-    "tokenize": ["weakwater"],
-    "learn": ["weakwater", "tokens of any length"],
-}
-ON_CUDA = [  # more candidates for `train`
-    "weakwater eager", "weakwater whole logits", "weakwater dense mask", "transformers compiled packed", "transformers compiled padded",
-]  # fmt: skip
+CPU = torch.device("cpu")
+EAGER = [f"transformers eager {rows}" for rows in ("packed", "packed, AdamW", "padded", "padded, AdamW")]
+ON_CUDA = ["weakwater eager", *(name.replace("eager", "compiled") for name in EAGER)]
+OPTIMIZERS = {"ours": "Muon and AdamW", "adamw": "AdamW"}
 PROMPT_TOKENS, NEW_TOKENS, TOGETHER = 256, 128, 32
 QUESTION_TOKENS, QUESTIONS = 64, 128  # as in scoring; with as many new tokens as the question has
 WARMUP_STEPS = 2
 
 
+@dataclass(frozen=True)
+class BenchmarkConfig(TrainConfig):
+    """The flags of a training run that matter here (FLAGS), and some more."""
+
+    data_path: str = flag("", "JSONL texts or conversations (default: generated conversations)")
+    tokenizer: str = flag("", "the tokenizer's folder (default: one learned from the data)")
+    cache_dir: str = flag("", "where token caches go (default: a temporary folder)")
+    out_dir: str = flag("benchmarks", "where the JSON goes")
+    batch_size: int = flag(8, "rows in a micro-batch", above=0)
+    compile: bool = flag(False, "start: with torch.compile")
+    name: str = flag("", "in the JSON's file name (default: cpu, or the card's)")
+    vocab_size: int = flag(6400, "of a tokenizer to learn", above=0)
+    optimizer: str = flag("", "of transformers' Llama in train (default: both)", choices=list(OPTIMIZERS))
+    steps: int = flag(4, "steps that are timed", above=0)
+    rounds: int = flag(3, "turns of each candidate", above=0)
+
+
+FLAGS = {f.name for f in fields(BenchmarkConfig)} - {f.name for f in fields(TrainConfig)}
+FLAGS |= {"data_path", "tokenizer", "cache_dir", "out_dir", "preset", "batch_size", "accumulation_steps"}
+FLAGS |= {"max_seq_len", "num_workers", "compile", "dtype", "device"}
+
 # ---- training ----
 
 
-class Peer(torch.nn.Module):
-    """transformers' Llama behind the forward that the training loop calls."""
-
-    def __init__(self, config):
-        from transformers import LlamaConfig, LlamaForCausalLM
-
-        super().__init__()
-        self.config = config
-        llama = LlamaForCausalLM(LlamaConfig(**asdict(config)))
-        self.model, self.lm_head = llama.model, llama.lm_head
-        self.llama = [llama]  # in a list, so that its parameters have one name
-
-    def forward(self, input_ids, mask, labels, weights):
-        logits = self.llama[0](input_ids).logits  # under its own causal mask
-        losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none")
-        return (losses * weights.flatten()).sum()
-
-    def num_parameters(self):
-        return sum(parameter.numel() for parameter in self.parameters())
-
-
 def unpack(rows):
-    """The same pieces, each alone in a row and in random order: what a script that pads would train on."""
+    """The same segments in random order, each alone in a row: what a script that pads trains on."""
     rows.order = np.random.default_rng(0).permutation(len(rows.order))
-    rows.first_piece = np.arange(len(rows.order) + 1)
+    rows.first_segment = np.arange(len(rows.order) + 1)
     return rows
 
 
-def measure_train(args):
-    """{useful_tokens_per_second, ...} of `--steps` steps after WARMUP_STEPS, at the real size of a step."""
-    device = pick_device(args.device)
-    tokenizer = ChatTokenizer(args.tokenizer)
-    cache = open_cache(args.data_path, tokenizer, detect_kind(args.data_path), cache_dir=args.cache_dir)
-    rows = PackedRows(cache, np.arange(len(cache)), args.max_seq_len)
-    rows = unpack(rows) if "padded" in args.candidate else rows
+def train_ours(model, rows, config) -> list[dict]:
+    """Lines {seconds, tokens, loss, ...} of the training loop, the first one after WARMUP_STEPS."""
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.train(model, rows, replace(config, out_dir=folder))
+        return [line for line in read_metrics(Path(folder) / "metrics.jsonl") if "loss" in line]
+
+
+def measure_train(candidate: str, config: BenchmarkConfig) -> dict:
+    """{useful_tokens_per_second, ...} of `steps` steps after WARMUP_STEPS, at the real size of a step."""
+    device, tokenizer = pick_device(config.device), ChatTokenizer(config.tokenizer)
+    field = detect_field(config.data_path)
+    cache = open_tokens(config.data_path, tokenizer, field, cache_dir=config.cache_dir)
+    rows = PackedRows(cache, np.arange(len(cache)), config.max_seq_len)
+    rows = unpack(rows) if "padded" in candidate else rows
     torch.manual_seed(0)
-    shape = LLMConfig.preset(args.preset, vocab_size=len(tokenizer))
-    is_ours = args.candidate.startswith("weakwater")
-    model = (WeakWater if is_ours else Peer)(shape).to(device)
-    compile = None if is_ours and "eager" not in args.candidate else "compiled" in args.candidate
-    if "whole logits" in args.candidate:
-        decoder.LOGITS_AT_ONCE = 2**40
-    if "dense mask" in args.candidate:
-        trainer.document_mask = lambda document_ids, in_blocks: decoder.document_mask(document_ids)
-    config = TrainConfig(
-        batch_size=args.batch_size, accumulation_steps=args.accumulation_steps, max_seq_len=args.max_seq_len, epochs=1000, dtype=args.dtype,
-        device=args.device, compile=compile, num_workers=args.num_workers, out_dir=str(Path(args.cache_dir) / "out"),
-    )  # fmt: skip
-    run = Run(model, rows, config, 0, 1, device)
-    tokens, losses, start = 0, [], 0.0
-    for step in range(1, WARMUP_STEPS + args.steps + 1):
-        if step == WARMUP_STEPS + 1:
-            synchronize(device)
-            start = time.perf_counter()
-        measured = run.take_step(step, run.forward)
-        losses.append(measured["loss"])
-        tokens += measured["tokens"] if step > WARMUP_STEPS else 0
-    synchronize(device)
-    seconds = time.perf_counter() - start
-    positions, memory = args.steps * run.rows_per_step * args.max_seq_len, peak_megabytes(device)
-    peak = matrix_peak(device, run.dtype)
-    flops = 6 * (model.num_parameters() + shape.num_hidden_layers * shape.hidden_size * args.max_seq_len)  # a position, as if all earlier ones were seen half the time
+    is_ours, has_adamw = candidate.startswith("weakwater"), candidate.endswith(", AdamW")
+    model = (WeakWater if is_ours else peers.Peer)(LLMConfig.preset(config.preset, vocab_size=len(tokenizer)))
+    compile = None if candidate == "weakwater" else "compiled" in candidate
+    low = {"epochs": 1000, "warmup_steps": 1000}  # rates, so that no candidate diverges
+    steps = {"max_steps": WARMUP_STEPS + config.steps, "log_every": WARMUP_STEPS}
+    run = replace(config, compile=compile, **low, **steps)
+    first, *_, last = (peers.train_with_adamw if has_adamw else train_ours)(model, rows, run)
+    seconds = last["seconds"] - first["seconds"]
+    positions = config.steps * run.rows_per_step * config.max_seq_len
+    memory = peak_megabytes(device)  # before more is taken
+    speed = (last["tokens"] - first["tokens"]) / seconds
+    peak = matrix_peak(device, pick_dtype(config.dtype, device))
     return {
-        "useful_tokens_per_second": tokens / seconds,
+        "useful_tokens_per_second": speed,
         "positions_per_second": positions / seconds,
-        "padding": 1 - tokens / positions,
-        "seconds_per_step": seconds / args.steps,
-        "share_of_matrix_peak": positions * flops / seconds / peak,
+        "padding": 1 - speed * seconds / positions,
+        "seconds_per_step": seconds / config.steps,
+        "share_of_matrix_peak": speed * token_flops(model, mean_context(rows.lengths)) / peak,
         "matrix_peak_teraflops": peak / 1e12,
         "peak_megabytes": memory,
-        "last_loss": float(losses[-1]),
+        "last_loss": last["loss"],
     }
 
 
 # ---- generation ----
 
 
-def measure_generate(args):
-    """{prefill and decode tokens per second: one prompt, TOGETHER of them, one question, QUESTIONS of them}; medians, after one to warm up.
-
-    Decoding includes what is made anew for each reply, such as our CUDA graph, but not what a chat's first reply leaves to the next.
-    """
-    device = pick_device(args.device)
-    shape = LLMConfig.preset(args.preset)
+def measure_generate(candidate: str, config: BenchmarkConfig) -> dict:
+    """{prefill and decode tokens per second}; medians, after one to warm up."""
+    device, shape = pick_device(config.device), LLMConfig.preset(config.preset)
     torch.manual_seed(0)
     prompt = torch.randint(7, shape.vocab_size, (PROMPT_TOKENS,)).tolist()
-    if args.candidate == "llama.cpp":
-        return measure_llama_cpp(shape, prompt, args)
-    if args.candidate == "weakwater":
-        model = WeakWater(replace(shape, eos_token_id=-1)).to(device).eval()  # so that no reply ends early
-        run = partial(generate_ours, model, {})
+    if candidate == "weakwater":
+        generate = generate_ours(shape, device)
+    elif candidate == "transformers":
+        generate = peers.transformers_generator(shape, device)
     else:
-        model = Peer(shape).llama[0].to(device).eval()
-        run = partial(generate_theirs, model, device)
-    result = {}
-    question = prompt[:QUESTION_TOKENS]
+        generate = peers.llama_cpp_generator(untrained(config))
+    result, question = {}, prompt[:QUESTION_TOKENS]
+
+    def seconds(prompts, count):
+        start = time.perf_counter()
+        found = generate(prompts, count)
+        synchronize(device)
+        assert found == count, f"generated {found} tokens, expected {count}"
+        return time.perf_counter() - start
+
     for name, prompts, count, times in (
-        ("", [prompt], NEW_TOKENS, 4), ("batched_", [prompt] * TOGETHER, NEW_TOKENS, 2),
-        ("question_", [question], QUESTION_TOKENS, 4), ("questions_", [question] * QUESTIONS, QUESTION_TOKENS, 2),
-    ):  # fmt: skip
-        timings = [(run(prompts, 1), run(prompts, count)) for _ in range(1 + times)][1:]
-        prefill = statistics.median(first for first, _ in timings)
-        decode = statistics.median(both for _, both in timings) - prefill
+        ("", [prompt], NEW_TOKENS, 4),
+        ("batched_", [prompt] * TOGETHER, NEW_TOKENS, 2),
+        ("question_", [question], QUESTION_TOKENS, 4),
+        ("questions_", [question] * QUESTIONS, QUESTION_TOKENS, 2),
+    ):
+        if len(prompts) > 1 and candidate == "llama.cpp":
+            continue
+        timings = [(seconds(prompts, 1), seconds(prompts, count)) for _ in range(1 + times)][1:]
+        prefill, both = (statistics.median(column) for column in zip(*timings))
         result[f"{name}prefill_tokens_per_second"] = len(prompts) * len(prompts[0]) / prefill
-        result[f"{name}decode_tokens_per_second"] = len(prompts) * (count - 1) / decode
+        result[f"{name}decode_tokens_per_second"] = len(prompts) * (count - 1) / (both - prefill)
     return {**result, "peak_megabytes": peak_megabytes(device)}
 
 
-def generate_ours(model, shared, prompts, count):
-    """Seconds to generate `count` tokens for each prompt; `shared` by all calls, as by the replies of a chat."""
-    start = time.perf_counter()
-    steps = sum(1 for _ in stream(model, prompts, Sampling(max_new_tokens=count), shared))
-    seconds = time.perf_counter() - start
-    assert steps == count, f"generated {steps} tokens, expected {count}"
-    return seconds
+def generate_ours(shape, device):
+    """A function (prompts, count) -> tokens for each prompt; its calls share what a chat's replies share."""
+    model = WeakWater(replace(shape, eos_token_id=-1)).to(device).eval()  # so that no reply ends early
+    shared = {}
+    return lambda prompts, count: len(list(stream(model, prompts, Sampling(max_new_tokens=count), shared)))
 
 
-def generate_theirs(model, device, prompts, count):
-    ids = torch.tensor(prompts, device=device)
-    start = time.perf_counter()
-    with torch.inference_mode():
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False, pad_token_id=0)
-    synchronize(device)
-    seconds = time.perf_counter() - start
-    assert out.shape[1] == len(prompts[0]) + count, f"generated {out.shape[1] - len(prompts[0])} tokens, expected {count}"
-    return seconds
-
-
-def measure_llama_cpp(shape, prompt, args):
-    """The same for llama.cpp in float32, one prompt at a time."""
-    import llama_cpp
-
-    from tools.export_gguf import export_gguf
-
-    checkpoint = Path(args.cache_dir) / "checkpoint"
-    if not checkpoint.is_dir():
-        WeakWater(replace(shape, vocab_size=len(ChatTokenizer(args.tokenizer)))).save_pretrained(checkpoint)
-        ChatTokenizer(args.tokenizer).save_pretrained(checkpoint, shape.max_position_embeddings)
-    path = export_gguf(checkpoint, Path(args.cache_dir) / "model.gguf")
-    llm = llama_cpp.Llama(str(path), n_ctx=1024, n_batch=512, n_threads=torch.get_num_threads(), n_threads_batch=torch.get_num_threads(), verbose=False, flash_attn=True)
-    prompt = [id % llm.n_vocab() for id in prompt]
-    timings = []
-    for _ in range(5):
-        llm.reset()
-        start = time.perf_counter()
-        tokens = llm.generate(prompt, temp=0.0, top_k=1, reset=True)
-        next(tokens)
-        first = time.perf_counter() - start
-        for _ in range(NEW_TOKENS - 1):
-            next(tokens)
-        timings.append((first, time.perf_counter() - start - first))
-    prefill, decode = (statistics.median(timing[i] for timing in timings[1:]) for i in (0, 1))
-    return {"prefill_tokens_per_second": PROMPT_TOKENS / prefill, "decode_tokens_per_second": (NEW_TOKENS - 1) / decode, "peak_megabytes": peak_megabytes(torch.device("cpu"))}
+def untrained(config: BenchmarkConfig) -> Path:
+    """A checkpoint of random weights, made once."""
+    folder, tokenizer = Path(config.cache_dir) / "checkpoint", ChatTokenizer(config.tokenizer)
+    if not folder.is_dir():
+        model = WeakWater(LLMConfig.preset(config.preset, vocab_size=len(tokenizer)))
+        save_model(model, folder, tokenizer, model.config.max_position_embeddings)
+    return folder
 
 
 # ---- data ----
 
 
-def measure_start(args):
-    """{seconds} from the command to the first line of the log of `pretrain.py` or, with conversations, `SFT.py`."""
-    cache = Path(args.cache_dir) / ("warm" if args.candidate == "warm" else f"cold{time.time_ns()}")
-    flags = [f"--data_path={args.data_path}", f"--tokenizer={args.tokenizer}", f"--cache_dir={cache}", f"--out_dir={args.cache_dir}/out"]
-    flags += ["--max_steps=1", f"--batch_size={args.batch_size}", "--log_every=1", "--compile" if args.compile else "--no-compile"]
-    script = "pretrain.py"
-    if detect_kind(args.data_path) == "text":
-        flags += [f"--preset={args.preset}"]
+def measure_start(candidate: str, config: BenchmarkConfig) -> dict:
+    """{seconds} from the command to the first step of `pretrain.py` or, with conversations, `SFT.py`."""
+    cache = Path(config.cache_dir) / ("warm" if candidate == "warm" else f"cold{time.time_ns()}")
+    flags = [f"--data_path={config.data_path}", f"--tokenizer={config.tokenizer}", f"--cache_dir={cache}"]
+    flags += [f"--out_dir={cache}/out", f"--batch_size={config.batch_size}", "--max_steps=1", "--log_every=1"]
+    flags += ["--compile" if config.compile else "--no-compile"]
+    if detect_field(config.data_path) == "text":
+        script, model = "pretrain.py", f"--preset={config.preset}"
     else:
-        script, checkpoint = "SFT.py", Path(args.cache_dir) / "checkpoint"
-        flags += [f"--init_from={checkpoint}"]
-        if not checkpoint.is_dir():
-            tokenizer = ChatTokenizer(args.tokenizer)
-            WeakWater(LLMConfig.preset(args.preset, vocab_size=len(tokenizer))).save_pretrained(checkpoint)
-            tokenizer.save_pretrained(checkpoint, 1024)
-    seconds = 0.0
-    for _ in range(2 if args.candidate == "warm" else 1):
+        script, model = "SFT.py", f"--init_from={untrained(config)}"
+    command = [sys.executable, str(ROOT / script), *flags, model]
+    for _ in range(2 if candidate == "warm" else 1):
         start = time.perf_counter()
-        with subprocess.Popen([sys.executable, str(ROOT / script), *flags], stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as process:
             seconds = next(time.perf_counter() - start for line in process.stdout if line.startswith("step "))
             process.kill()  # what comes after the first step, a validation and a checkpoint, is not measured
     return {"seconds": seconds}
 
 
-def measure_tokenize(args):
-    """{megabytes_per_second, bytes_per_token, peak_megabytes} of making a cache, then {open_seconds} of opening it as training does."""
-    tokenizer = ChatTokenizer(args.tokenizer)
-    config = TrainConfig(data_path=args.data_path, max_seq_len=args.max_seq_len, cache_dir=str(Path(args.cache_dir) / str(time.time_ns())))
-    kind, size = detect_kind(args.data_path), Path(args.data_path).stat().st_size
-    before = peak_megabytes(torch.device("cpu"))
+def measure_tokenize(candidate: str, config: BenchmarkConfig) -> dict:
+    """{megabytes_per_second, ...} of making a token cache, {open_seconds} of opening it as training does."""
+    tokenizer, cache_dir = ChatTokenizer(config.tokenizer), str(Path(config.cache_dir) / str(time.time_ns()))
+    field, size = detect_field(config.data_path), Path(config.data_path).stat().st_size
+    before, start = peak_megabytes(CPU), time.perf_counter()
+    cache = open_tokens(config.data_path, tokenizer, field, cache_dir=cache_dir)
+    seconds, after = time.perf_counter() - start, peak_megabytes(CPU)
     start = time.perf_counter()
-    cache = open_cache(args.data_path, tokenizer, kind, cache_dir=config.cache_dir)
-    seconds = time.perf_counter() - start
-    after = peak_megabytes(torch.device("cpu"))
-    start = time.perf_counter()
-    rows, _ = load_rows(config, tokenizer, kind)
+    rows, _ = load_rows(replace(config, cache_dir=cache_dir), tokenizer, field)
     return {
         "megabytes": size / 1e6,
         "megabytes_per_second": size / 1e6 / seconds,
@@ -271,49 +232,43 @@ def measure_tokenize(args):
         "open_seconds": time.perf_counter() - start,
         "peak_megabytes_before": before,  # of Python with torch
         "peak_megabytes_of_tokenizing": after,
-        "peak_megabytes": peak_megabytes(torch.device("cpu")),
+        "peak_megabytes": peak_megabytes(CPU),
     }
 
 
-def measure_learn(args):
-    """{seconds, bytes_per_token, peak_megabytes} of the tokenizer that train_tokenizer.py makes, or one without its limits."""
-    kind, path = detect_kind(args.data_path), Path(args.data_path)
-    limits = {} if args.candidate == "weakwater" else {"max_token_length": None}
-    bpe_trainer = trainers.BpeTrainer
+def measure_learn(candidate: str, config: BenchmarkConfig) -> dict:
+    """{seconds, bytes_per_token, peak_megabytes} of train_tokenizer.py, with or without its limit."""
+    field, path = detect_field(config.data_path), Path(config.data_path)
+    longest_token = LONGEST_TOKEN if candidate == "weakwater" else None
     start = time.perf_counter()
-    with patch.object(trainers, "BpeTrainer", lambda **settings: bpe_trainer(**{**settings, **limits})):
-        tokenizer = train_tokenizer(texts_of(sample_lines(path), kind), args.vocab_size)
+    tokenizer = train_tokenizer(texts_of(sample_lines(path), field), config.vocab_size, longest_token)
     seconds = time.perf_counter() - start
-    texts = list(texts_of(sample_lines(path), kind))[:: max(1, path.stat().st_size // 10**7)]
+    texts = list(texts_of(sample_lines(path), field))[:: max(1, path.stat().st_size // 10**7)]
     tokens = sum(len(encoding.ids) for encoding in tokenizer.encode_batch_fast(texts))
-    return {"seconds": seconds, "bytes_per_token": sum(len(text.encode()) for text in texts) / tokens, "peak_megabytes": peak_megabytes(torch.device("cpu"))}
+    bytes_per_token = sum(len(text.encode()) for text in texts) / tokens
+    return {"seconds": seconds, "bytes_per_token": bytes_per_token, "peak_megabytes": peak_megabytes(CPU)}
 
 
 # ---- the machine ----
 
 
-def synchronize(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_megabytes(device):
+def peak_megabytes(device: torch.device) -> float:
     """Of the card if there is one, else of the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage tells there is at least the peak of the process that started this one
-        return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM"))) * 1024 / 1e6
+    if status.is_file():  # getrusage tells at least the peak of the process that started this one
+        found = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(found.split()[1]) * 1024 / 1e6
     import resource  # not there on Windows
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def matrix_peak(device, dtype):
+def matrix_peak(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of one large matrix product, the best of ten."""
-    size = 8192 if device.type == "cuda" else 2048
+    size, best = 8192 if device.type == "cuda" else 2048, 0.0
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = 0.0
     for _ in range(10):
         synchronize(device)
         start = time.perf_counter()
@@ -323,116 +278,119 @@ def matrix_peak(device, dtype):
     return best
 
 
-def processor():
-    """The name of the CPU, as far as the system tells."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")] if Path("/proc/cpuinfo").is_file() else []
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def about_machine(device):
+def about_machine(device: torch.device) -> dict:
     import transformers
 
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    name = f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
     return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()}, {torch.get_num_threads()} threads",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else name,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # processes that were running, over a minute
+        "load_before": getattr(os, "getloadavg", lambda: [None])()[0],  # processes that were running
     }
 
 
 # ---- taking turns ----
 
+CANDIDATES = {  # how to measure it, and the candidates, the one to compare with first
+    "train": (measure_train, ["weakwater", *EAGER, *ON_CUDA]),
+    "generate": (measure_generate, ["weakwater", "transformers", "llama.cpp"]),
+    "start": (measure_start, ["cold", "warm"]),
+    "tokenize": (measure_tokenize, ["weakwater"]),
+    "learn": (measure_learn, ["weakwater", "tokens of any length"]),
+}
 
-def candidates(args, device):
-    known = CANDIDATES[args.what] + (ON_CUDA if args.what == "train" else [])
-    if unknown := set(args.only or []) - set(known):
-        raise ValueError(f"--only {', '.join(map(repr, sorted(unknown)))} is unknown to {args.what}, expected some of {', '.join(map(repr, known))}")
-    names = args.only or CANDIDATES[args.what] + (ON_CUDA if args.what == "train" and device.type == "cuda" else [])
-    if "llama.cpp" in names and (device.type != "cpu" or not can_import("llama_cpp")):
+
+def measure(what: str, candidate: str, config: BenchmarkConfig) -> dict:
+    with redirect_stdout(io.StringIO()):  # the log of training
+        return CANDIDATES[what][0](candidate, config)
+
+
+def in_a_process(what: str, candidate: str, config: BenchmarkConfig) -> dict:
+    """The result of one candidate, measured by a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure, what, candidate, config).result()
+
+
+def candidates(what: str, config: BenchmarkConfig, device: torch.device, only=()) -> list[str]:
+    """The names of what to measure. Raises UserError for unknown ones, or if nothing is left."""
+    known = CANDIDATES[what][1]
+    if unknown := sorted(set(only) - set(known)):
+        raise UserError(f"--only {unknown} is unknown to {what}, expected some of {known}")
+    names = list(only) or [name for name in known if device.type == "cuda" or name not in ON_CUDA]
+    if config.optimizer:
+        theirs = [name for name in names if optimizer_of(name) == OPTIMIZERS[config.optimizer]]
+        names = [name for name in names if name.startswith("weakwater") or name in theirs]
+    if device.type != "cpu" or not find_spec("llama_cpp"):
         names = [name for name in names if name != "llama.cpp"]
     if not names:
-        raise ValueError("--only llama.cpp wants a CPU and pip install llama-cpp-python")
+        raise UserError("nothing to measure: llama.cpp needs a CPU and pip install llama-cpp-python")
     return names
 
 
-def can_import(name):
-    from importlib.util import find_spec
-
-    return find_spec(name) is not None
+def optimizer_of(candidate: str) -> str:
+    return OPTIMIZERS["adamw" if candidate.endswith(", AdamW") else "ours"]
 
 
-def in_a_process(flags, candidate):
-    """The result of one candidate, measured by a process of its own; flags: those of this script."""
-    command = [sys.executable, str(Path(__file__).resolve()), *map(str, flags), f"--candidate={candidate}"]
-    result = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
-    if result.returncode:
-        raise ValueError(f"{candidate} failed: {result.stderr[-2000:]}")
-    return json.loads(result.stdout.splitlines()[-1])
+def prepare(config: BenchmarkConfig, folder: Path) -> BenchmarkConfig:
+    """With what was not given filled in: generated conversations, and a tokenizer for them."""
+    config = replace(config, cache_dir=config.cache_dir or str(folder))
+    if not config.data_path:
+        data_path = str(write_sample_data(folder / "data", 0, 1.0)["sft"])
+        config = replace(config, data_path=data_path, vocab_size=min(config.vocab_size, 1536))
+    if config.tokenizer:
+        return config
+    texts = texts_of(sample_lines(Path(config.data_path)), detect_field(config.data_path))
+    save_tokenizer(train_tokenizer(texts, config.vocab_size), folder / "tokenizer", 1024)
+    return replace(config, tokenizer=str(folder / "tokenizer"))
 
 
-def prepare(args, folder):
-    """Fill in what was not given: generated conversations, and a tokenizer for them."""
-    args.cache_dir = args.cache_dir or str(folder)
-    if not args.data_path:
-        args.data_path = str(write_sample_data(folder / "data", 0, 1.0)["sft"])
-    if not args.tokenizer:
-        texts = texts_of(sample_lines(Path(args.data_path)), detect_kind(args.data_path))
-        args.vocab_size = min(args.vocab_size, 1536) if args.data_path.startswith(str(folder)) else args.vocab_size
-        save_tokenizer(train_tokenizer(texts, args.vocab_size), folder / "tokenizer", 1024)
-        args.tokenizer = str(folder / "tokenizer")
-
-
-def compare(args, folder):
-    device = pick_device(args.device)
-    names = candidates(args, device)
-    prepare(args, folder)
-    command = " ".join(["python", "tools/benchmark.py", *sys.argv[1:]])
-    result = {"what": args.what, "command": command, **about_machine(device), "dtype": str(pick_dtype(args.dtype, device)), "rounds": args.rounds, "candidates": {}}
-    flags = [*sys.argv[1:], *(f"--{name}={getattr(args, name)}" for name in ("data_path", "tokenizer", "cache_dir"))]
-    rounds = [{name: in_a_process(flags, name) for name in names} for _ in range(args.rounds)]
+def compare(what: str, names: list[str], config: BenchmarkConfig, device: torch.device) -> None:
+    """Let the candidates take turns; print and write the medians."""
+    command = shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]])
+    result = {"what": what, "command": command, **about_machine(device)}
+    result |= {"dtype": str(pick_dtype(config.dtype, device)), "rounds": config.rounds, "candidates": {}}
+    rounds = [{name: in_a_process(what, name, config) for name in names} for _ in range(config.rounds)]
+    first = names[0]
     for name in names:
-        shared = [key for key in rounds[0][name] if key in rounds[0][names[0]]]
-        found = {key: statistics.median(r[name][key] for r in rounds) for key in rounds[0][name]}
-        ratios = {key: statistics.median(r[names[0]][key] / r[name][key] for r in rounds if r[name][key]) for key in shared if name != names[0]}
-        result["candidates"][name] = found | ({f"ratio_of_{names[0]}": ratios} if ratios else {})
-        print(name)
+        about = {"optimizer": optimizer_of(name)} if what == "train" else {}
+        found = {key: statistics.median(one[name][key] for one in rounds) for key in rounds[0][name]}
+        ratios = {
+            key: statistics.median(one[first][key] / one[name][key] for one in rounds)
+            for key in found
+            if name != first and found[key] and key in rounds[0][first]
+        }
+        result["candidates"][name] = about | found | ({f"ratio_of_{first}": ratios} if ratios else {})
+        print(name, *about.values(), sep=" | ")
         for key, value in found.items():
-            print(f"  {key:34} {value:12,.{0 if value >= 100 else 3}f}" + (f"  ({ratios[key]:.2f} x)" if key in ratios else ""))
-    path = Path(args.out_dir) / f"{args.what}_{args.name or ('cpu' if device.type == 'cpu' else result['device'].replace(' ', '_'))}.json"
+            ratio = f"  ({ratios[key]:.2f} x)" if key in ratios else ""
+            print(f"  {key:34} {value:12,.{0 if value >= 100 else 3}f}{ratio}")
+    place = config.name or ("cpu" if device.type == "cpu" else result["device"].replace(" ", "_"))
+    path = Path(config.out_dir) / f"{what}_{place}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda path: path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"))
-    print(f"{path} | (n x): {names[0]}'s number is n times this one's, the median of {args.rounds} rounds")
+    write_json(path, result)
+    print(f"{path} | (n x): {first}'s number is n times this one's, the median of {config.rounds} rounds")
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("what", choices=list(CANDIDATES))
-    parser.add_argument("--data_path", default="", help="JSONL texts or conversations (default: generated conversations)")
-    parser.add_argument("--tokenizer", default="", help="the tokenizer's folder (default: one learned from the data)")
-    parser.add_argument("--cache_dir", default="", help="where token caches go (default: a temporary folder)")
-    parser.add_argument("--out_dir", default="benchmarks", help="where the JSON goes (default: benchmarks)")
-    parser.add_argument("--name", default="", help="in the JSON's file name (default: cpu, or the card's)")
-    parser.add_argument("--only", nargs="+", help="some of the candidates by the names that are printed, the one to compare with first (default: all)")
-    parser.add_argument("--preset", default="30m", help="the model's shape (default: 30m)")
-    parser.add_argument("--vocab_size", type=int, default=6400, help="of a tokenizer to learn (default: 6400)")
-    parser.add_argument("--batch_size", type=int, default=8, help="rows in a micro-batch (default: 8)")
-    parser.add_argument("--accumulation_steps", type=int, default=1, help="micro-batches in a step (default: 1)")
-    parser.add_argument("--max_seq_len", type=int, default=512, help="tokens in a row (default: 512)")
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that prepare batches (default: 0)")
-    parser.add_argument("--steps", type=int, default=4, help="steps that are timed (default: 4)")
-    parser.add_argument("--rounds", type=int, default=3, help="turns of each candidate (default: 3)")
-    parser.add_argument("--compile", action="store_true", help="start: with torch.compile")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="arithmetic of the matrix products in training (default: auto)")
-    parser.add_argument("--device", default="", help=DEVICES_HELP)
-    parser.add_argument("--candidate", default="", help=argparse.SUPPRESS)  # one measurement, in a process of its own
-    args = parser.parse_args(argv)
-    if args.candidate:
-        measure = {"train": measure_train, "generate": measure_generate, "start": measure_start, "tokenize": measure_tokenize, "learn": measure_learn}[args.what]
-        print(json.dumps(measure(args)))
-        return
+    for f in fields(BenchmarkConfig):
+        if f.name in FLAGS:
+            add_flag(parser, f, f.default)
+    told = "some of the candidates, by the names that are printed, the one to compare with first"
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help=told)
+    args = vars(parser.parse_args(argv))
+    what, only = args.pop("what"), args.pop("only")
+    config = BenchmarkConfig(**args)
+    device = pick_device(config.device)
+    names = candidates(what, config, device, only)
     with tempfile.TemporaryDirectory() as folder:
-        compare(args, Path(folder))
+        compare(what, names, prepare(config, Path(folder)), device)
 
 
 if __name__ == "__main__":

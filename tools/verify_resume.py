@@ -1,13 +1,12 @@
 """python tools/verify_resume.py --kills 10
 
-Kill a small training run again and again at random moments, resume it each time, and compare what it leaves with the
-result of a run that was never interrupted: the weights to the bit, and the lines of metrics.jsonl but for their times.
+Kill a small training run again and again at random moments, resume it each time, and compare its result with
+that of a run that was never interrupted: the weights to the bit, the lines of metrics.jsonl without times.
 
-A fifth of the kills is aimed at the tokenizing of the data. A run that comes to its end before it is killed is compared and
-begun anew. Exit code 0 if all were the same, else 1.
+A fifth of the kills is aimed at the tokenizing of the data. A run that ends before it is killed is compared,
+and the next one begins. Exit code 0 if all results were the same, else 1.
 """
 
-import argparse
 import hashlib
 import random
 import shutil
@@ -16,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,124 +23,140 @@ sys.path.insert(0, str(ROOT))
 
 from safetensors.torch import load_file
 
-from Config import DEVICES_HELP, run_script
+from Config import DEVICES_HELP
+from infra.cli import Flags, UserError, flag, parse_args, run_script
+from infra.metrics import TIMING_METRICS, read_metrics
+from infra.text_sample import sample_lines, texts_of
 from tools.sample_data import write_sample_data
-from train_tokenizer import sample_lines, save_tokenizer, texts_of, train_tokenizer
-from trainer import TIMED_METRICS, read_metrics
+from train_tokenizer import save_tokenizer, train_tokenizer
 
-STEPS, SAVE_EVERY, EVAL_EVERY = 12, 3, 2
+EVAL_EVERY = 2
+FLAGS = "--resume --preset tiny --max_seq_len 256 --batch_size 2 --max_steps 12 --save_every 3 --log_every 1"
+DATA = "--data_path pretrain.jsonl --val_path pretrain_val.jsonl --tokenizer tokenizer"
 VAL_LINES = 20  # of validation text
 VOCAB_SIZE = 500
+AIMED = 5  # each fifth kill comes while the data is tokenized, which a random moment would hardly hit
 
 
-def command(folder, run, args):
-    """One small pretraining run with a cache and an out_dir of its own."""
-    flags = {
-        "data_path": folder / "pretrain.jsonl", "val_path": folder / "pretrain_val.jsonl", "tokenizer": folder / "tokenizer",
-        "cache_dir": folder / run / "cache", "out_dir": folder / run / "out", "preset": "tiny", "max_seq_len": 256, "batch_size": 2,
-        "max_steps": STEPS, "save_every": SAVE_EVERY, "eval_every": EVAL_EVERY, "log_every": 1, "seed": args.seed,
-    }  # fmt: skip
-    flags |= {"device": args.device} if args.device else {}
-    return [sys.executable, str(ROOT / "pretrain.py"), *(f"--{name}={value}" for name, value in flags.items()), "--resume"]
+@dataclass(frozen=True)
+class VerifyConfig(Flags):
+    kills: int = flag(10, "runs that are killed at a random moment", least=0)
+    seed: int = flag(0, "of the data, the weights and the moments", least=0)
+    device: str = flag("", DEVICES_HELP)
 
 
-def run_for(command, log, seconds=None, begun=lambda: True):
-    """Run a command, killing it so many seconds after `begun()` is true; its exit code, or None if it was killed."""
-    with open(log, "wb") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
+@dataclass(frozen=True)
+class SmallRun:
+    """A small pretraining run; its folder has its cache and its out_dir, the data lies beside it."""
+
+    folder: Path
+    config: VerifyConfig
+
+    @property
+    def out_dir(self) -> Path:
+        return self.folder / "out"
+
+    def command(self) -> list[str]:
+        folders = f"--cache_dir {self.folder.name}/cache --out_dir {self.folder.name}/out"
+        others = f"--eval_every {EVAL_EVERY} --seed {self.config.seed} --device={self.config.device}"
+        return [sys.executable, str(ROOT / "pretrain.py"), *f"{FLAGS} {DATA} {folders} {others}".split()]
+
+    def last_words(self) -> str:
+        return self.folder.with_suffix(".log").read_text(encoding="utf-8", errors="replace")[-2000:]
+
+    def is_tokenizing(self) -> bool:
+        return any((self.folder / "cache").glob("*.tmp"))
+
+    def go_on(self, seconds: float | None = None, begun=lambda: True) -> bool:
+        """Train on, and kill that so many seconds after `begun()`. True if it ended before, with code 0."""
+        with open(self.folder.with_suffix(".log"), "wb") as log:
+            process = subprocess.Popen(self.command(), stdout=log, stderr=log, cwd=self.folder.parent)
         while not begun() and process.poll() is None:
             time.sleep(0.01)
         try:
-            return process.wait(seconds)
+            code = process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            return None
+            return False
+        if code:
+            raise UserError(f"the run failed: {self.last_words()}")
+        return True
+
+    def moment(self) -> str:
+        """What a killed run was doing, from what it left."""
+        if self.is_tokenizing():
+            return "tokenizing"
+        if any(self.out_dir.rglob("*.tmp")):
+            return "saving"
+        lines = [line for line in self.last_words().splitlines() if line.startswith("step ")]
+        if not lines:
+            return "starting"
+        step = int(lines[-1].split()[1].split("/")[0])
+        return "validating" if step % EVAL_EVERY == 0 and "val_loss" not in lines[-1] else "training"
+
+    def result(self) -> tuple[str, list[dict]]:
+        """(SHA-256 of the weights, the lines of metrics.jsonl without times)."""
+        lines = read_metrics(self.out_dir / "metrics.jsonl")
+        untimed = [{name: line[name] for name in line if name not in TIMING_METRICS} for line in lines]
+        return hashlib.sha256((self.out_dir / "model.safetensors").read_bytes()).hexdigest(), untimed
 
 
-def is_tokenizing(folder):
-    return bool(list((folder / "cache").glob("*.tmp")))
-
-
-def moment(folder, log):
-    """What a killed run was doing, from what it left."""
-    if is_tokenizing(folder):
-        return "tokenizing"
-    if list((folder / "out").rglob("*.tmp")):
-        return "saving"
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.startswith("step ")]
-    if not lines:
-        return "starting"
-    step = int(lines[-1].split()[1].split("/")[0])
-    return "validating" if step % EVAL_EVERY == 0 and "val_loss" not in lines[-1] else "training"
-
-
-def result(folder):
-    """(SHA-256 of the weights, the lines of metrics.jsonl without times)."""
-    weights = hashlib.sha256((folder / "out" / "model.safetensors").read_bytes()).hexdigest()
-    lines = read_metrics(folder / "out" / "metrics.jsonl")
-    return weights, [{name: value for name, value in line.items() if name not in TIMED_METRICS} for line in lines]
-
-
-def finish(folder, run, args):
-    """Let a run come to its end. Raises ValueError with its last words if it does not."""
-    log = folder / f"{run}.log"
-    if run_for(command(folder, run, args), log) != 0:
-        raise ValueError(f"the run failed: {log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
-    return result(folder / run)
-
-
-def compare(expected, found, folder, run):
-    """Print whether a run's result is the uninterrupted one's; True if so."""
-    is_same = expected == found
-    print(f"{run}: weights {found[0]} | {len(found[1])} lines of metrics | {'identical' if is_same else 'DIFFERENT'}", flush=True)
+def compare(run: SmallRun, uninterrupted: SmallRun) -> bool:
+    """Print whether the result of a run is that of the uninterrupted one. True if so."""
+    (expected, expected_lines), (found, lines) = uninterrupted.result(), run.result()
+    is_same = (found, lines) == (expected, expected_lines)
+    verdict = "identical" if is_same else "DIFFERENT"
+    print(f"{run.folder.name}: weights {found} | {len(lines)} lines of metrics | {verdict}", flush=True)
     if not is_same:
-        ours, theirs = (load_file(folder / name / "out" / "model.safetensors") for name in ("uninterrupted", run))
-        print(f"  largest difference of a weight: {max(float((ours[name] - theirs[name]).abs().max()) for name in ours):.3g}")
-        print(f"  lines of metrics that differ: {[a['step'] for a, b in zip(expected[1], found[1]) if a != b] or len(found[1]) - len(expected[1])}")
+        ours, theirs = (load_file(one.out_dir / "model.safetensors") for one in (uninterrupted, run))
+        largest = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+        steps = sorted({a["step"] for a, b in zip(expected_lines, lines) if a != b})
+        print(f"  largest difference of a weight: {largest:.3g}; steps whose lines differ: {steps}")
     return is_same
 
 
-def verify(folder, args):
-    paths = write_sample_data(folder, args.seed, 0.25)
+def make_data(folder: Path, seed: int) -> None:
+    paths = write_sample_data(folder, seed, 0.25)
     val_lines = paths["pretrain_val"].read_bytes().splitlines(keepends=True)
     paths["pretrain_val"].write_bytes(b"".join(val_lines[:VAL_LINES]))
     texts = texts_of(sample_lines(paths["pretrain"]), "text")
     save_tokenizer(train_tokenizer(texts, VOCAB_SIZE), folder / "tokenizer", 1024)
+
+
+def verify(folder: Path, config: VerifyConfig) -> bool:
+    """Kill and resume runs until there were `config.kills` kills. True if every result was the same."""
+    make_data(folder, config.seed)
+    uninterrupted = SmallRun(folder / "uninterrupted", config)
     start = time.perf_counter()
-    expected = finish(folder, "uninterrupted", args)
+    uninterrupted.go_on()
     seconds = time.perf_counter() - start
-    print(f"uninterrupted: weights {expected[0]} | {len(expected[1])} lines of metrics | {seconds:.1f} s", flush=True)
-    rng, moments, run, same = random.Random(args.seed), Counter(), 1, True
-    while moments.total() < args.kills:
-        name = f"run_{run}"
-        log = folder / f"{name}.log"
-        if moments.total() % 5 == 0:  # a fifth of the kills is aimed at tokenizing, which is over too soon to be hit
-            shutil.rmtree(folder / name / "cache", ignore_errors=True)
-            code = run_for(command(folder, name, args), log, rng.uniform(0, 0.2), partial(is_tokenizing, folder / name))
+    weights, lines = uninterrupted.result()
+    print(f"uninterrupted: weights {weights} | {len(lines)} lines of metrics | {seconds:.1f} s", flush=True)
+    rng, moments, verdicts = random.Random(config.seed), Counter(), []
+    run = SmallRun(folder / "run_1", config)
+    while moments.total() < config.kills:
+        if moments.total() % AIMED == 0:
+            shutil.rmtree(run.folder / "cache", ignore_errors=True)
+            has_ended = run.go_on(rng.uniform(0, 0.2), begun=run.is_tokenizing)
         else:
-            code = run_for(command(folder, name, args), log, rng.uniform(0, seconds))
-        if code is None:
-            moments[moment(folder / name, log)] += 1
-        elif code:
-            raise ValueError(f"the run failed: {log.read_text(encoding='utf-8', errors='replace')[-2000:]}")
-        else:  # it came to its end, which tells as much
-            same &= compare(expected, finish(folder, name, args), folder, name)
-            run += 1
-    name = f"run_{run}"
-    same &= compare(expected, finish(folder, name, args), folder, name)
-    print(f"killed {moments.total()} times: " + ", ".join(f"{count} while {what}" for what, count in moments.items()))
-    return same
+            has_ended = run.go_on(rng.uniform(0, seconds))
+        if has_ended:
+            verdicts.append(compare(run, uninterrupted))
+            run = SmallRun(folder / f"run_{len(verdicts) + 1}", config)
+        else:
+            moments[run.moment()] += 1
+    run.go_on()
+    verdicts.append(compare(run, uninterrupted))
+    counts = ", ".join(f"{count} while {what}" for what, count in moments.items())
+    print(f"killed {moments.total()} times: {counts}")
+    return all(verdicts)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=10, help="runs that are killed at a random moment (default: 10)")
-    parser.add_argument("--seed", type=int, default=0, help="of the data, the weights and the moments (default: 0)")
-    parser.add_argument("--device", default="", help=DEVICES_HELP)
-    args = parser.parse_args(argv)
+    config = parse_args(VerifyConfig(), __doc__, argv)
     with tempfile.TemporaryDirectory() as folder:
-        if not verify(Path(folder), args):
+        if not verify(Path(folder), config):
             sys.exit(1)
 
 

@@ -1,0 +1,137 @@
+"""tools/benchmark.py and its peers: what they measure is what they say."""
+
+import json
+import os
+import subprocess
+import sys
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_config, tiny_model
+
+from infra.checkpoint import save_model
+from infra.cli import UserError
+from model import WeakWater, document_mask
+from tools import gpu_report
+from tools.benchmark import (
+    CANDIDATES,
+    BenchmarkConfig,
+    candidates,
+    generate_ours,
+    measure,
+    train_ours,
+    unpack,
+)
+from tools.peers import Peer, train_with_adamw, transformers_generator
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def small(data, tokenizer, tmp_path):
+    return BenchmarkConfig(
+        data_path=str(data["sft"]), tokenizer=str(tokenizer.folder), cache_dir=str(tmp_path), vocab_size=450,
+        preset="tiny", device="cpu", max_seq_len=128, batch_size=2, steps=1,
+    )  # fmt: skip
+
+
+def test_candidates_of_a_cpu_are_not_compiled_and_can_be_chosen():
+    every = BenchmarkConfig()
+    peers = [name for name in candidates("train", every, CPU) if name != "weakwater"]
+    assert len(peers) == 4 and all("eager" in name for name in peers)
+    assert candidates("train", every, CUDA) == CANDIDATES["train"][1]
+    ours, adamw = (candidates("train", replace(every, optimizer=name), CPU) for name in ("ours", "adamw"))
+    assert ours == ["weakwater", "transformers eager packed", "transformers eager padded"]
+    assert adamw == ["weakwater", *(f"{name}, AdamW" for name in ours[1:])]
+    assert candidates("train", every, CPU, ["weakwater eager"]) == ["weakwater eager"]
+    with pytest.raises(UserError, match="llama.* is unknown to train"):
+        candidates("train", every, CPU, ["llama"])
+    with pytest.raises(UserError, match="llama.cpp needs a CPU"):
+        candidates("generate", every, CUDA, ["llama.cpp"])
+
+
+def test_report_of_a_card_asks_for_candidates_that_exist():
+    assert {name for name, _ in gpu_report.ROWS} <= set(CANDIDATES["train"][1])
+
+
+def test_peer_has_our_loss_names_and_checkpoint(tokenizer, tmp_path):
+    ours = tiny_model()
+    peer = Peer(ours.config)
+    peer.load_state_dict(ours.state_dict())
+    assert peer.num_parameters() == ours.num_parameters()
+    B, T = 3, 20
+    ids, labels = torch.randint(7, 400, (2, B, T), generator=torch.Generator().manual_seed(0))
+    loss_weights = torch.rand(B, T, generator=torch.Generator().manual_seed(1))
+    mask = document_mask(torch.ones(B, T, dtype=torch.long))  # one document in a row
+    expected = ours(ids, mask, labels, loss_weights)
+    torch.testing.assert_close(peer(ids, mask, labels, loss_weights), expected, rtol=1e-5, atol=1e-4)
+    save_model(peer, tmp_path, tokenizer, 128)
+    saved = WeakWater.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in ours.state_dict().items())
+
+
+def test_both_loops_count_tokens_alike_and_tell_the_loss_of_the_whole_step(rows, config):
+    config = replace(config, batch_size=2, accumulation_steps=3, max_steps=4, log_every=1)
+    found = []
+    for train in (train_ours, train_with_adamw):
+        torch.manual_seed(0)
+        found.append(train(Peer(tiny_config()), unpack(copy(rows)), config))
+    ours, plain = found
+    assert [line["tokens"] for line in ours] == [line["tokens"] for line in plain]
+    assert plain[0]["loss"] == pytest.approx(ours[0]["loss"], rel=1e-5)  # before the first update
+    assert plain[-1]["loss"] < plain[0]["loss"] and plain[0]["seconds"] < plain[-1]["seconds"]
+
+
+def test_padded_rows_hold_the_same_segments_one_in_each(rows):
+    padded = unpack(copy(rows))
+    assert len(padded) == len(rows.starts) > len(rows)
+    assert all(int(padded[row].document_ids.max()) == 1 for row in range(len(padded)))
+    assert sum(int((padded[row].document_ids > 0).sum()) for row in range(len(padded))) == rows.useful
+
+
+def test_tokenize_counts_the_documents_and_tokens_of_a_file(small, data):
+    found = measure("tokenize", "weakwater", replace(small, data_path=str(data["pretrain"])))
+    assert found["documents"] == len(data["pretrain"].read_bytes().splitlines())
+    assert 1 < found["bytes_per_token"] < 10 and found["megabytes"] == data["pretrain"].stat().st_size / 1e6
+
+
+def test_tokens_of_any_length_are_learned_without_the_limit(small, tmp_path):
+    line = json.dumps({"text": "一二三四五六七八九十甲乙丙丁戊己庚辛壬癸"}, ensure_ascii=False)  # 60 bytes
+    (tmp_path / "texts.jsonl").write_text(f"{line}\n" * 50, encoding="utf-8")
+    config = replace(small, data_path=str(tmp_path / "texts.jsonl"), vocab_size=322)
+    limited, free = (measure("learn", name, config) for name in CANDIDATES["learn"][1])
+    assert limited["bytes_per_token"] < 48 < 50 < free["bytes_per_token"]
+
+
+@pytest.mark.parametrize("generator", [generate_ours, transformers_generator])
+def test_generators_take_as_many_steps_as_they_are_asked_for(generator):
+    generate = generator(tiny_config(), CPU)
+    assert [generate([[7, 8, 9]] * 2, count) for count in (1, 4)] == [1, 4]
+
+
+@pytest.mark.slow
+def test_command_writes_medians_ratios_and_the_optimizer(data, tmp_path):
+    flags = {
+        "data_path": data["sft"],
+        "vocab_size": 450,
+        "preset": "tiny",
+        "batch_size": 1,
+        "steps": 1,
+        "rounds": 1,
+    }
+    names = ["weakwater", "transformers eager padded, AdamW"]
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "train", "--max_seq_len=256", "--device=cpu"]
+    command += [*(f"--{name}={value}" for name, value in flags.items()), "--only", *names]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    ours, padded = json.loads((tmp_path / "benchmarks/train_cpu.json").read_text())["candidates"].values()
+    assert (ours["optimizer"], padded["optimizer"]) == ("Muon and AdamW", "AdamW")
+    assert ours["padding"] < 0.1 < 0.5 < padded["padding"] < 1
+    speed, ratios = "useful_tokens_per_second", padded["ratio_of_weakwater"]
+    assert ours[speed] == pytest.approx(ours["positions_per_second"] * (1 - ours["padding"]))
+    assert ratios[speed] == pytest.approx(ours[speed] / padded[speed])

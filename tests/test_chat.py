@@ -1,0 +1,334 @@
+"""The chat: which turns a reply sees, what reaches the terminal, and which folder the model is of."""
+
+import io
+import os
+import sys
+from functools import partial
+
+import pytest
+from conftest import conversation, tiny_model, write_jsonl
+
+import eval_model
+from dataset import prompt_ids
+from eval_model import EvalConfig, chat
+from infra.checkpoint import save_model
+from infra.cli import UserError
+from infra.history import fit
+from infra.terminal import DIM, PLAIN, as_text, print_stream, typed_lines
+from infra.tokenizer import ChatTokenizer
+
+END = 2
+ESCAPES = "\x1b[2J\x9b31m\x07\x7f"  # they would clear the screen, colour it, ring the bell
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer, tmp_path_factory):
+    """A checkpoint that was trained on rows of 512 tokens."""
+    folder = tmp_path_factory.mktemp("model")
+    save_model(talker(), folder, tokenizer, 512)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wide(folder):
+    """The checkpoint's tokenizer, which tells that length."""
+    return ChatTokenizer(folder)
+
+
+def talker():
+    return tiny_model(max_position_embeddings=512)
+
+
+class Answers:
+    """A stream that gives the same texts to whatever is asked, and remembers what was asked."""
+
+    def __init__(self, tokenizer, *replies):
+        self.tokenizer, self.replies = tokenizer, replies
+        self.prompts, self.seeds = [], []
+
+    def __call__(self, model, prompts, sampling, shared):
+        reply = self.replies[len(self.prompts) % len(self.replies)]
+        self.prompts.append(prompts[0])
+        self.seeds.append(sampling.seed)
+        yield from ([id] for id in self.tokenizer.encode(reply))
+        yield [END]
+
+
+@pytest.fixture
+def ask(wide):
+    """A function that chats with replies given beforehand and returns the prompts that asked for them."""
+
+    def asked(questions, *replies, **flags):
+        answers = Answers(wide, *(replies or ["好"]))
+        chat(talker(), wide, questions, EvalConfig(**flags), answers)
+        return answers.prompts
+
+    return asked
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+# ---- which turns a reply sees ----
+
+
+def test_history_that_fits_is_kept_whole(tokenizer):
+    messages, to_prompt = conversation("第一问", "第一答", "第二问"), partial(prompt_ids, tokenizer)
+    whole = to_prompt(messages)
+    assert fit(messages, len(whole), to_prompt) == (whole, messages)
+
+
+def test_history_loses_its_oldest_turns_first_and_keeps_the_system_message(tokenizer):
+    messages = conversation("第一问", "第一答", "第二问", "第二答", "第三问", system="你是老师。")
+    to_prompt = partial(prompt_ids, tokenizer)
+    ids, kept = fit(messages, len(to_prompt(messages)) - 1, to_prompt)
+    assert kept == [messages[0], *messages[3:]] and ids == to_prompt(kept)
+    shortest = [messages[0], messages[-1]]
+    assert fit(messages, len(to_prompt(shortest)), to_prompt)[1] == shortest
+
+
+def test_history_never_begins_with_a_reply(tokenizer):
+    messages, to_prompt = conversation("一", "二", "三", "四", "五"), partial(prompt_ids, tokenizer)
+    for room in range(len(to_prompt(messages[-1:])), len(to_prompt(messages))):
+        assert fit(messages, room, to_prompt)[1][0]["role"] == "user"
+
+
+def test_message_that_is_too_long_alone_is_refused_with_its_length(tokenizer):
+    to_prompt = partial(prompt_ids, tokenizer)
+    messages = conversation("第一问", "第一答", "第二问")
+    shortest = len(to_prompt(messages[-1:]))
+    found = f"found a message of {shortest} tokens, expected at most {shortest - 1}"
+    with pytest.raises(UserError, match=found):
+        fit(messages, shortest - 1, to_prompt)
+
+
+def test_each_reply_sees_the_turns_before_it(ask, tokenizer):
+    seen = ask(["你好", "再见"], "好")
+    assert seen[0] == prompt_ids(tokenizer, conversation("你好"))
+    assert seen[1] == prompt_ids(tokenizer, conversation("你好", "好", "再见"))
+
+
+def test_new_begins_a_new_conversation(ask, tokenizer, capsys):
+    assert ask(["你好", "/new", "早"])[1] == prompt_ids(tokenizer, conversation("早"))
+    assert capsys.readouterr().err == "a new conversation\n"
+
+
+def test_unknown_command_is_told_and_forgets_nothing(ask, tokenizer, capsys):
+    seen = ask(["你好", "/help", "再见"], "好")
+    assert seen[1] == prompt_ids(tokenizer, conversation("你好", "好", "再见"))
+    assert capsys.readouterr().err == "/help: unknown, expected /new\n"
+
+
+def test_prompt_that_looks_like_a_command_is_asked(ask, tokenizer):
+    assert ask(["/new"], prompt="/new") == [prompt_ids(tokenizer, conversation("/new"))]
+
+
+def test_turn_without_a_reply_is_forgotten(ask, tokenizer, capsys):
+    seen = ask(["一", "二", "三"], "好", " ")
+    assert seen[2] == prompt_ids(tokenizer, conversation("一", "好", "三"))
+    assert capsys.readouterr().out.splitlines() == ["好", " (an empty reply)", "好"]
+
+
+def test_chat_forgets_what_is_longer_than_the_rows_it_was_trained_on(tokenizer, tmp_path):
+    """The model itself could hold 512 tokens."""
+    alone = [prompt_ids(tokenizer, conversation(question)) for question in "甲乙丙"]
+    tokenizer.save(tmp_path, 2 * max(map(len, alone)))  # half of it is for the reply
+    answers = Answers(tokenizer, "好")
+    chat(talker(), ChatTokenizer(tmp_path), "甲乙丙", EvalConfig(), answers)
+    assert answers.prompts == alone
+
+
+def test_message_that_is_too_long_is_told_and_the_chat_goes_on(ask, tokenizer, capsys):
+    seen = ask(["一", "长" * 300, "二"], "好")
+    assert seen[1] == prompt_ids(tokenizer, conversation("一", "好", "二")) and len(seen) == 2
+    assert "found a message of " in capsys.readouterr().err
+
+
+def test_prompt_that_is_too_long_ends_the_program(ask):
+    with pytest.raises(UserError, match="found a message of"):
+        ask(["长" * 300], prompt="长" * 300)
+
+
+def test_pretrained_mode_continues_each_text_alone(ask, tokenizer):
+    seen = ask(["小明有", "小红有"], "3", model_mode=0)
+    assert seen == [[1, *tokenizer.encode("小明有")], [1, *tokenizer.encode("小红有")]]
+
+
+def test_each_question_is_sampled_with_a_seed_of_its_own(wide):
+    answers = Answers(wide, "好")
+    chat(talker(), wide, ["一", "二"], EvalConfig(seed=7), answers)
+    assert answers.seeds == [7, 8]
+
+
+# ---- what is typed ----
+
+
+def test_a_pipe_brings_its_lines_without_blank_ones_and_without_a_greeting(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("你好\n\n  再见 \n/new"))
+    assert list(typed_lines("welcome")) == ["你好", "再见", "/new"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_person_is_greeted_and_prompted(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", Terminal("你好\n"))
+    assert list(typed_lines("welcome")) == ["你好"]
+    assert capsys.readouterr().out == "welcome\n> > "
+
+
+def test_ctrl_c_while_typing_ends_neither_the_program_nor_the_lines(monkeypatch, capsys):
+    class Interrupted(Terminal):
+        lines = iter([KeyboardInterrupt(), "你好\n", ""])
+
+        def readline(self, *size):
+            if isinstance(line := next(self.lines), BaseException):
+                raise line
+            return line
+
+    monkeypatch.setattr(sys, "stdin", Interrupted())
+    assert list(typed_lines("welcome")) == ["你好"]
+    assert "(Ctrl-D ends the program)" in capsys.readouterr().out
+
+
+def test_bytes_that_are_no_text_become_signs(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\udcffb\n"))
+    assert list(typed_lines("")) == ["a\ufffdb"]
+
+
+# ---- what is shown ----
+
+
+def test_ctrl_c_stops_the_reply_and_not_the_program(wide, capsys):
+    prompts = []
+
+    def interrupted(model, prompt, sampling, shared):
+        prompts.append(prompt[0])
+        yield wide.encode("a")
+        raise KeyboardInterrupt
+
+    chat(talker(), wide, ["一", "二"], EvalConfig(), interrupted)
+    assert capsys.readouterr().out == "a [stopped]\na [stopped]\n"
+    assert prompts[1] == prompt_ids(wide, conversation("一", "a", "二"))  # what was said counts
+
+
+def test_text_is_streamed_in_whole_characters(tokenizer):
+    ids = tokenizer.encode("龘😀你好") + [3] + tokenizer.encode("é")
+    pieces = list(as_text(tokenizer, ids))
+    assert "".join(pieces) == "龘😀你好<think>é"
+    assert all("\ufffd" not in piece for piece in pieces) and len(pieces) > 3
+
+
+def test_broken_characters_become_one_sign_and_lose_nothing_after(tokenizer):
+    half = tokenizer.encode("龘")[:-1]
+    assert "".join(as_text(tokenizer, half + tokenizer.encode("a"))) == "\ufffda"
+    assert "".join(as_text(tokenizer, half)) == "\ufffd"
+
+
+def test_thinking_is_dim_on_a_terminal_alone(monkeypatch, capsys):
+    reply = ["<think>", "3+4", "</think>", "7"]
+    assert print_stream(reply) == "".join(reply)
+    assert capsys.readouterr().out == "<think>3+4</think>7\n"
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    print_stream(reply)
+    assert terminal.getvalue() == f"{DIM}<think>3+4</think>{PLAIN}7{PLAIN}\n"
+
+
+def test_thinking_that_is_stopped_leaves_no_dim_terminal(monkeypatch):
+    def stopped():
+        yield "<think>"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    print_stream(stopped())
+    assert terminal.getvalue().endswith(f"{PLAIN}\n")
+
+
+def raw_controls(text):
+    return {character for character in text if ord(character) < 32 or 127 <= ord(character) < 160} - set(
+        "\n\t"
+    )
+
+
+def test_escape_sequences_of_a_models_reply_reach_no_terminal(ask, capsys):
+    ask(["你好"], f"好{ESCAPES}\n是")
+    out = capsys.readouterr().out
+    assert not raw_controls(out) and out.startswith("好␛[2J") and out.endswith("\n是\n")
+
+
+def test_escape_sequences_of_a_typed_command_reach_no_terminal(ask, capsys):
+    ask([f"/{ESCAPES}"])
+    err = capsys.readouterr().err
+    assert not raw_controls(err) and "/␛[2J" in err
+
+
+def test_escape_sequences_are_kept_in_the_history(ask, tokenizer):
+    """They are hidden from the terminal, not from the model."""
+    seen = ask(["一", "二"], "好\x1b。")
+    assert seen[1] == prompt_ids(tokenizer, conversation("一", "好\x1b。", "二"))
+
+
+# ---- the program ----
+
+
+def eval_main(*flags):
+    eval_model.main([*map(str, flags), "--device", "cpu", "--max_new_tokens", "12"])
+
+
+def test_piped_lines_are_answered_line_by_line(folder, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("你好\n\n/new\n早\n"))
+    eval_main("--model_dir", folder, "--temperature", 0)
+    piped = capsys.readouterr().out
+    for question in ("你好", "早"):
+        eval_main("--model_dir", folder, "--temperature", 0, "--prompt", question)
+    assert piped == capsys.readouterr().out and piped.strip()
+
+
+def test_prompt_gives_one_answer_and_the_same_seed_the_same(folder, capsys):
+    def answer(seed):
+        eval_main("--model_dir", folder, "--prompt", "你好", "--seed", seed)
+        return capsys.readouterr().out
+
+    assert answer(3) == answer(3) != answer(4)
+
+
+def test_prompt_of_broken_text_is_answered(folder, capsys):
+    eval_main("--model_dir", folder, "--prompt", "a\udcff")
+    assert capsys.readouterr().out.strip()
+
+
+def test_file_of_questions_is_scored(folder, tmp_path, capsys):
+    documents = [{"conversations": conversation("3+4", "7")}, {"conversations": conversation("1+1", "2")}]
+    eval_main("--model_dir", folder, "--score", write_jsonl(tmp_path / "a.jsonl", documents))
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "questions 2",
+        "reasoning_accuracy 0.0%",
+        "well_formed 0.0%",
+    ]
+
+
+def test_mode_1_takes_the_newest_finished_folder_and_says_which(tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = talker()
+    for seconds, (name, is_finished) in enumerate([("SFT", True), ("SFT_1024", False)]):
+        save_model(model, tmp_path / "out" / name, tokenizer, 512, is_finished)
+        os.utime(tmp_path / "out" / name / "model.safetensors", (seconds, seconds))
+    eval_main("--model_mode", 1, "--prompt", "你好")
+    assert capsys.readouterr().err == f"the model in {os.path.join('out', 'SFT')}\n"
+    save_model(model, tmp_path / "out/SFT_1024", tokenizer, 512)
+    eval_main("--model_mode", 1, "--prompt", "你好")
+    assert capsys.readouterr().err == f"the model in {os.path.join('out', 'SFT_1024')}\n"
+
+
+@pytest.mark.parametrize(
+    "mode, folder, script", [(0, "pretrain", "pretrain"), (1, "SFT", "SFT"), (2, "distill", "distill")]
+)
+def test_missing_model_names_the_script_that_makes_it(mode, folder, script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"out/{folder} not found: run {script}.py first"):
+        eval_main("--model_mode", mode, "--prompt", "你好")
+
+
+def test_folder_that_holds_no_model_asks_for_one_that_does(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected the folder of a checkpoint, such as out/SFT"):
+        eval_main("--model_dir", tmp_path, "--prompt", "你好")

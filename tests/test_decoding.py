@@ -1,0 +1,182 @@
+"""Decoding steps on a CPU: the logits of the model itself, by a product that is chosen without a clock."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_model
+
+from generate import Sampling, generate, stream
+from infra.decoding import (
+    CPUDecoding,
+    Decoding,
+    arrange,
+    batches_of_like_length,
+    can_pack,
+    decoding_of,
+    join_weights,
+    packed_linear,
+)
+from infra.kv_cache import KVCache
+
+needs_packing = pytest.mark.skipif(not can_pack(), reason="needs oneDNN's operators on packed weights")
+T, PROMPT = 24, 7
+
+
+def model_with_gains(**changes):
+    """A tiny model whose RMSNorms have gains, which a decoding step folds into the matrices."""
+    model = tiny_model(**changes)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.uniform_(0.5, 2)
+    return model
+
+
+def started(model, ids, padding):
+    """A cache that has seen the prompt."""
+    cache = KVCache(model.config, len(ids), T, "cpu", padding=padding)
+    model(ids[:, :PROMPT], cache=cache)
+    return cache
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("batch, padding", [(1, None), (3, None), (3, [4, 0, 2])])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_key_value_heads": 6, "tie_word_embeddings": False}, {"num_key_value_heads": 1}]
+)
+def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, changes):
+    model, padding = model_with_gains(**changes), padding and torch.tensor(padding)
+    ids = torch.randint(7, 400, (batch, T), generator=torch.Generator().manual_seed(0))
+    lean_cache, whole_cache = (started(model, ids, padding) for _ in range(2))
+    lean = CPUDecoding(model, lean_cache, {})
+    for position in range(PROMPT, T):
+        one = ids[:, position : position + 1]
+        expected = model(one, cache=whole_cache)[:, -1]
+        torch.testing.assert_close(lean(one), expected, rtol=1e-4, atol=1e-4)
+    assert lean_cache.used == whole_cache.used == T
+    for ours, theirs in zip(lean_cache.keys + lean_cache.values, whole_cache.keys + whole_cache.values):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_sequences_that_stay_get_the_logits_that_they_got_among_the_others():
+    model, chosen = model_with_gains(), torch.tensor([2, 0])
+    ids = torch.randint(7, 400, (3, T), generator=torch.Generator().manual_seed(0))
+    padding = torch.tensor([4, 0, 2])
+    decode, whole = CPUDecoding(model, started(model, ids, padding), {}), started(model, ids, padding)
+    decode(ids[:, PROMPT : PROMPT + 1])
+    decode.keep(chosen)
+    expected = model(ids[:, PROMPT:], cache=whole)[chosen]
+    for position in range(PROMPT + 1, T):
+        logits = decode(ids[chosen, position : position + 1])
+        torch.testing.assert_close(logits, expected[:, position - PROMPT], rtol=1e-4, atol=1e-4)
+
+
+# ---- the choice of product ----
+
+
+@pytest.mark.parametrize(
+    "batch", [1, pytest.param(3, marks=needs_packing), pytest.param(64, marks=needs_packing)]
+)
+def test_products_are_those_of_float64(batch):
+    x, weight = torch.randn(batch, 24), torch.randn(10, 24)
+    product, (arranged,) = arrange([weight], batch)
+    expected = x.double() @ weight.double().T
+    torch.testing.assert_close(product(x, arranged).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_one_sequence_takes_the_plain_product_on_any_machine():
+    weights = [torch.randn(10, 24)]
+    assert arrange(weights, 1) == (F.linear, weights)
+
+
+@needs_packing
+@pytest.mark.parametrize("batch", [2, 3, 128])
+def test_several_sequences_take_packed_weights_whatever_their_number(batch):
+    assert arrange([torch.randn(10, 24)], batch)[0] is packed_linear
+
+
+def test_without_onednn_several_sequences_take_the_plain_product(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    weights = [torch.randn(10, 24)]
+    assert arrange(weights, 3) == (F.linear, weights)
+
+
+def test_on_another_processor_several_sequences_take_the_plain_product(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    weights = [torch.randn(10, 24)]
+    assert arrange(weights, 3) == (F.linear, weights)
+
+
+@pytest.mark.parametrize("dtype, expected", [(torch.float32, CPUDecoding), (torch.bfloat16, Decoding)])
+def test_only_float32_on_a_cpu_is_decoded_by_joined_weights(dtype, expected):
+    model = tiny_model().to(dtype)
+    assert type(decoding_of(model, KVCache(model.config, 1, T, "cpu", dtype), {})) is expected
+
+
+# ---- shared weights ----
+
+
+def test_weights_are_joined_once_for_calls_that_share_them():
+    model, shared = tiny_model(3), {}
+    first = list(stream(model, [[1, 50]], Sampling(max_new_tokens=20), shared))
+    joined = shared["joined"]
+    assert list(stream(model, [[1, 50]], Sampling(max_new_tokens=20), shared)) == first
+    assert shared["joined"] is joined
+
+
+def test_calls_that_share_nothing_see_changed_weights():
+    model = tiny_model(3)
+    first = generate(model, [[1, 50]], Sampling(max_new_tokens=20))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.neg_()
+    changed = generate(model, [[1, 50]], Sampling(max_new_tokens=20))
+    assert changed != first
+    assert changed == generate(model.double(), [[1, 50]], Sampling(max_new_tokens=20))
+
+
+def test_joined_weights_take_no_memory_for_matrices_that_are_read_as_they_are():
+    model = tiny_model()
+    attn, mlp = model.model.layers[0].self_attn, model.model.layers[0].mlp
+    _, o, _, down, *_ = join_weights(model)
+    assert o is attn.o_proj.weight and down is mlp.down_proj.weight
+
+
+# ---- batches ----
+
+
+def batch_sizes(model, prompts, limit):
+    """The number of sequences in each decoding step, seen at the embedding."""
+    sizes = []
+    hook = model.model.embed_tokens.register_forward_hook(lambda module, ids, out: sizes.append(len(ids[0])))
+    with hook:
+        replies = generate(model, prompts, Sampling(max_new_tokens=limit))
+    return replies, sizes[1:]  # the first call reads the prompts
+
+
+def test_replies_that_have_ended_leave_the_batch_once_they_are_half_of_it():
+    model = tiny_model(0)
+    with torch.no_grad():
+        model.lm_head.weight[2] *= 6  # the end token wins sooner or later
+    prompts = [[1, 50 + number] + [60 + 7 * number, 90 + number] * (5 * number % 8) for number in range(8)]
+    replies, sizes = batch_sizes(model, prompts, 60)
+    *_, half, fifth, three_quarters, but_one, last = sorted(map(len, replies))
+    assert 0 < half < fifth < three_quarters < but_one < last == 60
+    expected = [8] * half + [4] * (three_quarters - half) + [2] * (but_one - three_quarters)
+    assert sizes == expected + [1] * (59 - but_one)
+
+
+@pytest.mark.parametrize(
+    "lengths, room, size, expected",
+    [
+        ([2, 101, 3, 111, 111], 68, 9, [[0, 2], [1], [3, 4]]),
+        ([5, 1, 3], 68, 2, [[1, 2], [0]]),
+        ([70, 70, 69], 68, 9, [[2], [0, 1]]),
+        ([], 68, 9, []),
+    ],
+)
+def test_prompts_of_like_length_share_a_batch_and_one_beyond_the_room_shortens_no_other(
+    lengths, room, size, expected
+):
+    assert list(batches_of_like_length(lengths, room, size)) == expected

@@ -1,0 +1,376 @@
+"""The full run: the files it gathers, the steps it plans, the tables it writes, all of it at a tiny size."""
+
+import json
+import lzma
+import re
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from conftest import conversation, write_jsonl
+
+from infra.divergence import Diverged
+from infra.tokenizer import ChatTokenizer
+from tools.full_run import (
+    GRADING,
+    FullRunConfig,
+    command_line,
+    flags_of,
+    main,
+    plan,
+    stages,
+    time_for,
+    train_stage,
+    typical,
+)
+from tools.full_run_data import gather, hold_out, word_problems
+from tools.full_run_results import interval, signs_test, tables, texts
+
+# ---- files ----
+
+
+def test_the_last_lines_are_held_out(tmp_path):
+    for count, held_out in ((25, 2), (8000, 700)):
+        text = "\n".join(map(str, range(count)))  # its last line without an end
+        (tmp_path / "all").write_text(text)
+        hold_out(tmp_path / "all", tmp_path / "end", 700)
+        assert (tmp_path / "all").read_text() + (tmp_path / "end").read_text() == text
+        assert len((tmp_path / "end").read_text().split()) == held_out
+    (tmp_path / "all").write_text("1\n" * 9)
+    with pytest.raises(ValueError, match="all: found 9 lines, expected at least 10"):
+        hold_out(tmp_path / "all", tmp_path / "end", 700)
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """(a folder with the files of a run, pretrain in two shards; the 3000 lines of each)."""
+    lines = [f"{number}\n".encode() for number in range(3000)]
+    (tmp_path / "pretrain-00.jsonl").write_bytes(b"".join(lines[:1000])[:-1])  # without its last newline
+    (tmp_path / "pretrain-01.jsonl.xz").write_bytes(lzma.compress(b"".join(lines[1000:])))
+    for name in ("sft_512", "sft_1024", "sft_val", "r1_1024"):
+        (tmp_path / f"{name}.jsonl").write_bytes(b"".join(lines))
+    return tmp_path, lines
+
+
+def test_shards_are_joined_and_what_is_missing_is_held_out(shards):
+    folder, lines = shards
+    gather(folder, folder / "all")
+    found = {path.stem: path.read_bytes().splitlines(keepends=True) for path in (folder / "all").iterdir()}
+    assert found == {
+        "pretrain": lines[:2700],
+        "pretrain_val": lines[2700:],
+        "sft_512": lines,
+        "sft_val": lines,
+        "sft_1024": lines,
+        "r1_1024": lines[:2520],
+        "r1_test": lines[2520:2800],
+        "r1_val": lines[2800:],
+        # half of 11,490 bytes: 10 lines of 2, 90 of 3, 900 of 4, 371 of 5
+        "r1_mixed": lines[:2520] + lines[:1371],
+    }
+
+
+def test_files_that_are_missing_twice_there_or_cut_off_are_refused(shards):
+    folder, _ = shards
+    (folder / "pretrain.jsonl").write_bytes(b"1\n")
+    with pytest.raises(ValueError, match="expected pretrain once"):
+        gather(folder, folder / "all")
+    (folder / "pretrain.jsonl").unlink()
+    (folder / "pretrain-01.jsonl.xz").write_bytes(lzma.compress(b"1\n" * 99)[:-20])
+    with pytest.raises(ValueError, match="pretrain-01.jsonl.xz: not a whole xz file"):
+        gather(folder, folder / "all")
+    (folder / "sft_1024.jsonl").unlink()
+    with pytest.raises(FileNotFoundError, match="found no sft_1024.jsonl"):
+        gather(folder, folder / "all")
+
+
+def test_files_are_not_copied_onto_themselves(shards):
+    folder, _ = shards
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="would destroy them"):
+        gather(folder, folder)
+    assert before == {path: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_word_problems_ask_in_chinese_for_a_number(tokenizer, tmp_path):
+    reply = "<think>想</think>\n<answer>{}</answer>".format
+    kept = {"conversations": conversation("3加4等于几？", reply("3+4=7。答案：7"))}
+    others = [
+        ("What is 3 + 4?", reply("7")),
+        ("选哪个？", reply("A")),
+        ("一共多少？", reply("一共有7个。")),
+        ("1加1等于几？", reply("2")),
+        ("几" * 200, reply("7")),
+    ]
+    documents = [*({"conversations": conversation(*other)} for other in others), kept]
+    path = write_jsonl(tmp_path / "a.jsonl", documents)
+    asked = conversation("你好", "你好", "1加1等于几？", "2")
+    trained_on = write_jsonl(tmp_path / "b.jsonl", [{"conversations": asked}])
+    tokenizer.save(tmp_path, 512)  # a prompt may have half of it
+    found = word_problems(path, tmp_path / "c.jsonl", ChatTokenizer(tmp_path), [trained_on])
+    assert found == {"word_problems": 1, "constant_answer": "7", "constant_right": 1}
+    assert json.loads((tmp_path / "c.jsonl").read_text(encoding="utf-8")) == kept
+
+
+# ---- planning and training ----
+
+
+def planning(folder, **changes):
+    usual = FullRunConfig(
+        out_dir=folder, preset="tiny", device="cpu", step_tokens=2048, most_tokens=1024, validations=4,
+        pretrain_tokens=1e9, distill_tokens=50e3, seed=1,
+    )  # fmt: skip
+    return replace(usual, **changes)
+
+
+def test_time_that_is_left_is_shared_by_what_is_left_to_do():
+    chosen = stages([3e-3, 3e-4])
+    assert time_for(chosen[0], 0.0, chosen, 60) == pytest.approx(3600 * 0.5 / (0.96 + 5 * GRADING))
+    assert time_for(chosen[3], 600.0, chosen, 60) == pytest.approx(3000 * 0.08 / (0.24 + 3 * GRADING))
+    assert time_for(chosen[5], 9999.0, chosen, 60) == 0
+
+
+def with_script(stage, main):
+    return replace(stage, script=SimpleNamespace(main=main, RECIPE=stage.script.RECIPE))
+
+
+def test_planned_steps_and_validations_fill_their_share_of_the_time(tmp_path):
+    def rehearsal(argv):
+        assert argv[-2:] == ["--max_steps=5", "--dry_run"]
+        sizes = {"batch_size": 1, "accumulation_steps": 4}  # two rows did not fit
+        return {"step_seconds": 0.5, "validation_seconds": 8.0, **sizes}
+
+    first, *others = stages([3e-3])
+    chosen = [with_script(first, rehearsal), *others]
+    found = plan(chosen[0], planning(tmp_path, minutes=20), {"seconds": 32.0}, chosen)
+    share = 1160 * 0.5 / (0.96 + 4 * GRADING)  # of what is left after the rehearsal, which validated once
+    assert share - 0.5 < found["steps"] * 0.5 + 4 * 8.0 <= share + 1e-6
+    flags = found["flags"]
+    assert (flags["batch_size"], flags["accumulation_steps"], flags["max_steps"]) == (1, 4, found["steps"])
+    assert plan(chosen[0], planning(tmp_path, minutes=20), {"seconds": 1200.0}, chosen)["steps"] == 2
+    of_tokens = planning(tmp_path, minutes=20, pretrain_tokens=3 * 2048)
+    assert plan(chosen[0], of_tokens, {"seconds": 32.0}, chosen)["steps"] == 3
+
+
+def test_planning_measures_a_validation_and_leaves_nothing_behind(data, tokenizer, tmp_path):
+    chosen = stages([3e-3])
+    for name in ("tokenizer", "data"):
+        (tmp_path / name).mkdir()
+    tokenizer.save(tmp_path / "tokenizer", 512)
+    for name in ("pretrain", "pretrain_val"):
+        lines = data[name].read_bytes().splitlines(keepends=True)
+        (tmp_path / f"data/{name}.jsonl").write_bytes(b"".join(lines[:60]))
+    found = plan(chosen[0], planning(tmp_path, minutes=20, step_tokens=512), {"seconds": 30.0}, chosen)
+    assert found["steps"] > 2 and found["validation_seconds"] > 0 and found["step_seconds"] > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "data"}
+
+
+def test_every_distillation_is_planned_alike_but_for_its_rate_and_data(tmp_path):
+    chosen = stages([3e-3, 3e-4])
+    config = planning(tmp_path, step_tokens=8192, most_tokens=8192, compile=True)
+    first = plan(chosen[3], config, {}, chosen)
+    often = {"eval_every": 2, "save_every": 1, "log_every": 1}
+    assert first["steps"] == 6
+    assert first["flags"] == {"batch_size": 8, "accumulation_steps": 1, "max_steps": 6, **often}
+    parts = {"plan distill_0.003": {**first, "steps": 7}}
+    assert plan(chosen[4], config, parts, chosen) == {**first, "steps": 7}
+    flags, other, mixed = (flags_of(stage, config) for stage in chosen[3:6])
+    assert flags["compile"] is True and "max_steps" not in flags
+    assert other == flags | {"learning_rate": 3e-4, "out_dir": tmp_path / "distill_0.0003"}
+    mixed_file = {"data_path": tmp_path / "data/r1_mixed.jsonl", "out_dir": tmp_path / "distill_0.003_mixed"}
+    assert mixed == flags | mixed_file
+    assert command_line({"compile": True, "resume": False, "seed": 0}) == ["--compile", "--seed=0"]
+
+
+def test_no_stage_reads_its_start_from_the_folder_that_it_writes(tmp_path):
+    flags = [flags_of(stage, planning(tmp_path)) for stage in stages([3e-3, 3e-4])]
+    assert len({flag["out_dir"] for flag in flags}) == len(flags)
+    assert all(flag.get("init_from") != flag["out_dir"] for flag in flags)
+
+
+def test_a_distillation_that_diverges_is_reported_and_left(tmp_path):
+    def diverge(argv):
+        raise Diverged(f"step 3 at {argv[-1]}")
+
+    first, _, _, distillation, _ = stages([3e-3])
+    planned, config = {"flags": {"max_steps": 9}}, planning(tmp_path)
+    found = train_stage(with_script(distillation, diverge), planned, config)
+    assert found == {"diverged": "step 3 at --max_steps=9"}
+    with pytest.raises(Diverged):  # all the other stages go on from it
+        train_stage(with_script(first, diverge), planned, config)
+
+
+def test_typical_leaves_out_what_compiled_and_averages_the_end():
+    first = {"loss": 9.0, "tokens_per_second": 1.0, "mfu": 0.01}
+    lines = [{"loss": 5.0 + step, "tokens_per_second": 100.0 + step, "mfu": 0.3} for step in range(7)]
+    lines = [first, *lines[:3], {"val_loss": 2.0}, *lines[3:]]
+    found = typical([*lines, {"loss": None, "tokens_per_second": 7.0}])
+    assert found == {"loss": 9.0, "tokens_per_second": 103.0, "mfu": 0.3}  # of 7 to 11
+    assert typical(lines[:1]) == first
+
+
+# ---- results ----
+
+
+def test_interval_is_the_one_worked_out_by_hand():
+    # 50 of 100: the middle stays, half is 1.96 sqrt(0.25/100 + 1.96^2/40000) / (1 + 1.96^2/100) = 0.09617
+    assert interval(0.5, 100) == [0.4038, 0.5962]
+    assert interval(0.0, 10)[0] == 0 and interval(1.0, 10)[1] == 1
+
+
+def test_signs_test_is_the_one_worked_out_by_hand():
+    both_tails = 2 * (1 + 6) / 2**6  # of 6 coins, none or one
+    assert signs_test(5, 1) == signs_test(1, 5) == both_tails
+    assert signs_test(3, 3) == signs_test(0, 0) == 1
+
+
+@pytest.fixture
+def parts():
+    """A report.json in which one of two distillations diverged, and one model was graded against another."""
+    trained = {
+        "step": 9, "tokens": 2_500_000, "train_seconds": 90, "tokens_per_second": 31234.5, "mfu": 0.25,
+        "loss": 2.0, "val_loss": 2.5, "val_ppl": 12.18, "val_bpb": 0.9, "parameters": 12345,
+    }  # fmt: skip
+    replies = {"你好，请介绍一下你自己。": "长" * 999, "What is 17 plus 26?": "44"}
+    graded = {
+        "questions": 40, "reasoning_accuracy": 0.05, "right": [3, 4], "interval": [0.01, 0.17],
+        "well_formed": 0.5, "ordinary_loss": 3.25, "replies": replies,
+    }  # fmt: skip
+    against = {"model": "SFT_1024", "won": 5, "lost": 1, "p": 0.21875}
+    return {
+        "settings": {"device": "a later card", "preset": "tiny", "torch": "2", "dtype": "bfloat16"},
+        "commands": ["python a"],
+        "seconds": 600.0,
+        "tokens": {"word_problems": 40, "constant_answer": "7", "constant_right": 3},
+        "pretrain": {**trained, "device": "a card"},
+        "SFT_1024": trained,
+        "distill_1e+09": {"diverged": "step 3"},
+        "distill_0.003": {**trained, "device": "another"},
+        "grade SFT_1024": graded,
+        "grade distill_0.003": {**graded, "against": against},
+    }
+
+
+def test_tables_tell_what_was_measured(parts):
+    found = tables(parts, stages([3e-3, 1e9]))
+    assert "12,345 parameters; a card, then another, torch 2, bfloat16; 10 minutes in all" in found
+    row = "| pretrain | 9 | 2.5M | 1.5 | 31,234 | 25.0% | 2.000 | 2.500 | 12.18 | 0.900 |"
+    assert f"\n{row}\n" in found
+    assert "\n| distill_1e+09 | diverged |" in found and found.count("distill_1e+09") == 1
+    row = "| distill_0.003 | 2 of 40, 5.0% | 1.0% to 17.0% | +5 -1 (p = 0.22) | 50.0% | 3.250 |"
+    assert f"\n{row}\n| always 7 | 3 of 40, 7.5% |" in found
+    bars = [line.count("|") for line in found.splitlines() if line.startswith("|")]
+    assert bars == [11] * 6 + [7] * 5  # each table's rows are as wide as its head
+
+
+def test_tables_can_be_written_before_anything_is_trained(parts):
+    before = {name: parts[name] for name in ("settings", "commands", "seconds")}
+    assert "a later card, torch 2" in tables(before, stages([3e-3]))
+    assert texts(before, stages([3e-3])) == "\n"
+
+
+def test_long_replies_are_cut_and_known_answers_judged(parts):
+    found = texts(parts, stages([3e-3]))
+    assert "长" * 300 + " ... (999 characters in all)\n" in found and "长" * 301 not in found
+    assert "> What is 17 plus 26? (wrong, expected 43)\n" in found and "> 你好，请介绍一下你自己。\n" in found
+
+
+# ---- all of it ----
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        ("--validations 0", "--validations (0)"),
+        ("--minutes -1", "--minutes (-1.0)"),
+        ("--minutes inf", "--minutes (inf)"),
+        ("--distill_rates 3e-3 3e-3", "--distill_rates (0.003 0.003)"),
+        ("--distill_rates 3e-3 0", "--distill_rates (0.003 0)"),
+        ("--last none", "--last 'none' is unknown"),
+    ],
+)
+def test_full_run_refuses_flags_that_make_no_sense(flags, message, tmp_path):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        main([*flags.split(), "--out_dir", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
+
+
+def test_full_run_can_be_repeated_when_bad_lines_are_fixed(data, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    sources = {"pretrain": "pretrain", "sft_512": "sft", "sft_1024": "sft", "r1_1024": "r1"}
+    for name, source in sources.items():
+        shutil.copy(data[source], folder / f"{name}.jsonl")
+    whole = (folder / "r1_1024.jsonl").read_bytes()
+    (folder / "r1_1024.jsonl").write_bytes(whole[:-20])
+    flags = (
+        f"--data_dir {folder} --out_dir {tmp_path}/out --device cpu --vocab_size 500 --preset tiny".split()
+    )
+    flags += ["--pretrain_tokens", "2048", "--step_tokens", "1024", "--last", "pretrain"]
+    with pytest.raises(ValueError, match=f"r1_val.jsonl:.*Fix it in {re.escape(str(folder))}"):
+        main(flags)
+    (folder / "r1_1024.jsonl").write_bytes(whole)
+    conversations = (folder / "sft_1024.jsonl").read_bytes()
+    shutil.copy(data["pretrain"], folder / "sft_1024.jsonl")
+    with pytest.raises(ValueError, match="sft_1024.jsonl:1: .*conversations"):
+        main(flags)
+    (folder / "sft_1024.jsonl").write_bytes(conversations)
+    main(flags)
+    assert (tmp_path / "out/pretrain/model.safetensors").is_file()
+
+
+@pytest.fixture
+def full_data(data, tmp_path):
+    """A folder with all files but r1_test, pretrain in shards, and three word problems to be held out."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    lines = data["pretrain"].read_bytes().splitlines(keepends=True)
+    (folder / "pretrain-00.jsonl").write_bytes(b"".join(lines[:50]))
+    (folder / "pretrain-01.jsonl.xz").write_bytes(lzma.compress(b"".join(lines[50:])))
+    for name in ("pretrain_val", "sft_val", "r1_val"):
+        shutil.copy(data[name], folder / f"{name}.jsonl")
+    for name, source in {"sft_512": "sft", "sft_1024": "sft", "r1_1024": "r1"}.items():
+        shutil.copy(data[source], folder / f"{name}.jsonl")
+    problem = conversation("3加4等于几？", "<think>3+4=7</think>\n<answer>答案：7</answer>")
+    with open(folder / "r1_1024.jsonl", "a", encoding="utf-8") as file:
+        file.write(3 * (json.dumps({"conversations": problem}) + "\n"))
+    return folder
+
+
+@pytest.mark.long
+def test_full_run_goes_on_after_a_stage_and_reports_all_of_them(data, full_data, tmp_path, capsys):
+    out = tmp_path / "out"
+    shape = "--preset tiny --vocab_size 500 --step_tokens 2048 --most_tokens 1024 --max_new_tokens 8"
+    budgets = "--distill_rates 1e-3 --pretrain_tokens 6144 --sft_tokens 4096"
+    flags = f"--data_dir {full_data} --out_dir {out} --device cpu {shape} {budgets}".split()
+    main([*flags, "--last", "pretrain"])
+    before = json.loads((out / "report.json").read_text())
+    assert (out / "data/pretrain.jsonl").read_bytes() == data["pretrain"].read_bytes()
+    assert before["plan pretrain"]["steps"] == before["pretrain"]["step"] == 3 and "SFT_512" not in before
+    planned = before["plan pretrain"]["flags"]
+    assert planned["batch_size"] == planned["accumulation_steps"] == 2
+
+    capsys.readouterr()
+    main([*flags, "--distill_tokens", "4096"])
+    after = json.loads((out / "report.json").read_text())
+    assert capsys.readouterr().out.count("done before") == 6 and after["pretrain"] == before["pretrain"]
+    trained = ["SFT_512", "SFT_1024", "distill_0.001", "distill_0.001_mixed"]
+    assert {*trained, *(f"grade {name}" for name in trained)} <= set(after)
+    grade, validated = after["grade SFT_1024"], after["SFT_1024"]["val_loss"]
+    assert grade["ordinary_loss"] == pytest.approx(validated, abs=1e-3)
+    assert grade["questions"] == after["tokens"]["word_problems"] == 3
+    assert len((out / "distill_0.001/replies.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+
+    written = (out / "results/experiments.md").read_text(encoding="utf-8")
+    for once in ("\n| pretrain | 3 |", "\n| distill_0.001 | 2 |", "## SFT_1024 replies"):
+        assert written.count(once) == 1
+    kept = {path.relative_to(out / "results").as_posix() for path in (out / "results").rglob("*.*")}
+    charts = {"charts_pretrain/loss_pretrain.png", "charts_SFT/lr_SFT_1024.png", "charts_Distill/rates.png"}
+    assert {*charts, "metrics/distill_0.001.jsonl", "report.json"} <= kept
+    held_out, trained_on = (
+        (out / "data/r1_test.jsonl").read_bytes(),
+        (out / "data/r1_1024.jsonl").read_bytes(),
+    )
+    assert trained_on + held_out == (full_data / "r1_1024.jsonl").read_bytes()
+    assert 0 < len(held_out) < len(trained_on)
