@@ -2,8 +2,7 @@
 
 A decoding step multiplies few vectors by all weights, so on a CPU it is bound by reading the weights and by
 the calls around them. `CPUDecoding` joins the matrices that read the same input, takes the gains of the
-RMSNorms into the matrices behind them and, for several sequences, keeps the matrices in the order in which
-oneDNN's kernel reads them.
+RMSNorms into the matrices behind them, and keeps all in the order in which oneDNN's kernel reads them.
 
 Shapes: B sequences, C hidden size, H query heads, K key/value heads, D head size, V vocabulary.
 """
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+
+PACKED_FOR = 16  # vectors at a time, to oneDNN; as good for any number of them as an order of its own
 
 
 def decoding_of(model, cache, shared: dict):
@@ -42,25 +43,18 @@ class Decoding:
 
 
 class CPUDecoding(Decoding):
-    """The same in float32 on a CPU, to rounding. It takes 0.7 times the model's memory, packed 1.7 times."""
+    """The same in float32 on a CPU, to rounding. Its weights take as much memory as the model's."""
 
     def __init__(self, model, cache, shared: dict):
         super().__init__(model, cache)
         self.shared = shared
-        self.product = self.weights = None  # for this number of sequences
-
-    def keep(self, rows: torch.Tensor) -> None:
-        super().keep(rows)
-        self.product = self.weights = None
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         decoder, cache, config = self.model.model, self.cache, self.model.config
         H, K, D = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        if self.product is None:
-            if "joined" not in self.shared:
-                self.shared["joined"] = join_weights(self.model)
-            self.product, self.weights = arrange(self.shared["joined"], len(ids))
-        product, weights = self.product, iter(self.weights)
+        if "weights" not in self.shared:
+            self.shared["weights"] = arrange(join_weights(self.model))
+        product, weights = self.shared["weights"][0], iter(self.shared["weights"][1])
         mask, rope = cache.mask(1), decoder.rope(cache.used, 1)
         x = decoder.embed_tokens(ids[:, 0])  # (B, C)
         for layer in decoder.layers:
@@ -97,14 +91,14 @@ def join_weights(model) -> list[torch.Tensor]:
     return [*found, behind(model.model.norm, model.lm_head)]
 
 
-def arrange(weights: list[torch.Tensor], B: int):
-    """(a function x, weight -> x weight^T for B vectors, the weights as it reads them).
+def arrange(weights: list[torch.Tensor]):
+    """(a function x (B, inputs), weight -> x weight^T, the weights in the order in which it reads them).
 
-    One vector alone is bound by reading the weights, in whatever order they are.
+    It depends on the machine alone: the same model, prompt and seed give the same reply each time.
     """
-    if B == 1 or not can_pack():
+    if not can_pack():
         return F.linear, weights
-    return packed_linear, [torch.ops.mkldnn._reorder_linear_weight(weight, B) for weight in weights]
+    return packed_linear, [torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR) for weight in weights]
 
 
 def packed_linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

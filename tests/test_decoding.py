@@ -75,37 +75,29 @@ def test_sequences_that_stay_get_the_logits_that_they_got_among_the_others():
 # ---- the choice of product ----
 
 
-@pytest.mark.parametrize(
-    "batch", [1, pytest.param(3, marks=needs_packing), pytest.param(64, marks=needs_packing)]
-)
+@pytest.mark.parametrize("batch", [1, 3, 64])
 def test_products_are_those_of_float64(batch):
     x, weight = torch.randn(batch, 24), torch.randn(10, 24)
-    product, (arranged,) = arrange([weight], batch)
+    product, (arranged,) = arrange([weight])
     expected = x.double() @ weight.double().T
     torch.testing.assert_close(product(x, arranged).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_one_sequence_takes_the_plain_product_on_any_machine():
-    weights = [torch.randn(10, 24)]
-    assert arrange(weights, 1) == (F.linear, weights)
-
-
 @needs_packing
-@pytest.mark.parametrize("batch", [2, 3, 128])
-def test_several_sequences_take_packed_weights_whatever_their_number(batch):
-    assert arrange([torch.randn(10, 24)], batch)[0] is packed_linear
+def test_where_onednn_packs_weights_they_are_packed():
+    assert arrange([torch.randn(10, 24)])[0] is packed_linear
 
 
-def test_without_onednn_several_sequences_take_the_plain_product(monkeypatch):
+def test_without_onednn_the_product_is_the_plain_one(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     weights = [torch.randn(10, 24)]
-    assert arrange(weights, 3) == (F.linear, weights)
+    assert arrange(weights) == (F.linear, weights)
 
 
-def test_on_another_processor_several_sequences_take_the_plain_product(monkeypatch):
+def test_on_another_processor_the_product_is_the_plain_one(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "arm64")
     weights = [torch.randn(10, 24)]
-    assert arrange(weights, 3) == (F.linear, weights)
+    assert arrange(weights) == (F.linear, weights)
 
 
 @pytest.mark.parametrize("dtype, expected", [(torch.float32, CPUDecoding), (torch.bfloat16, Decoding)])
@@ -120,9 +112,9 @@ def test_only_float32_on_a_cpu_is_decoded_by_joined_weights(dtype, expected):
 def test_weights_are_joined_once_for_calls_that_share_them():
     model, shared = tiny_model(3), {}
     first = list(stream(model, [[1, 50]], Sampling(max_new_tokens=20), shared))
-    joined = shared["joined"]
+    weights = shared["weights"]
     assert list(stream(model, [[1, 50]], Sampling(max_new_tokens=20), shared)) == first
-    assert shared["joined"] is joined
+    assert shared["weights"] is weights
 
 
 def test_calls_that_share_nothing_see_changed_weights():
