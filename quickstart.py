@@ -46,7 +46,7 @@ class Stage:
 STAGES = {
     "pretrain": Stage(pretrain, "pretrain", "pretrain", 600, "--learning_rate 1e-2 --embedding_rate 1"),
     "sft": Stage(SFT, "SFT", "sft", 120, "--learning_rate 4e-3", "pretrain"),
-    "distill": Stage(distill, "distill", "r1", 1240, "--learning_rate 6e-3 --min_lr_ratio 0.02", "SFT"),
+    "distill": Stage(distill, "distill", "r1", 1700, "--learning_rate 6e-3 --min_lr_ratio 0.02", "SFT"),
 }
 
 
