@@ -25,7 +25,7 @@ class Sampling(Flags):
     top_p: float = flag(1.0, "keep the likeliest tokens that add up to so much", above=0, most=1)
     top_k: int = flag(0, "keep so many of the likeliest tokens (0: all)", least=0)
     max_new_tokens: int = flag(512, "tokens in a reply, at most", least=1)
-    seed: int = flag(0, "random seed of the sampling")
+    seed: int = flag(0, "random seed of the sampling", least=0, most=2**62)
 
 
 def sample(logits: torch.Tensor, sampling: Sampling, generator=None) -> torch.Tensor:

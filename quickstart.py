@@ -54,7 +54,7 @@ STAGES = {
 class QuickstartConfig(Flags):
     fresh: bool = flag(False, "delete out_dir first")
     out_dir: str = flag("out/quickstart", "where everything goes")
-    seed: int = flag(0, "random seed of data, weights and order")
+    seed: int = flag(0, "random seed of data, weights and order", least=0, most=2**62)
     scale: float = flag(1.0, "fraction of the steps; four times that, of the data", above=0, most=1)
     device: str = flag("", DEVICES_HELP)
 
@@ -83,7 +83,7 @@ def run_stage(stage: Stage, folder: Path, config: QuickstartConfig) -> dict:
         print("here: run quickstart.py again, without --fresh, and it continues from the last save")
         raise
     result = {name: last[name] for name in ("val_loss", "val_ppl", "tokens")}
-    result["train_seconds"] = round(last["seconds"])
+    result["train_seconds"] = round(last["seconds"], 1)
     return result | (score_stage(stage, folder, config) if stage.start else {})
 
 
@@ -124,12 +124,12 @@ def main(argv=None):
         report.do(name, name, lambda: run_stage(stage, folder, config))
     trained = {name: report.parts[name] for name in STAGES}
     tokens, seconds = (sum(part[name] for part in trained.values()) for name in ("tokens", "train_seconds"))
-    report.parts["tokens_per_second"] = round(tokens / seconds)
+    speed = report.parts["tokens_per_second"] = round(tokens / max(seconds, 0.1))
     report.write()
     print_conversations(folder, config)
     print_table(trained, COLUMNS)
     distilled = folder / STAGES["distill"].folder
-    print(f"{report.parts['seconds']:.0f} seconds in all, {tokens / seconds:.0f} useful tokens a second")
+    print(f"{report.parts['seconds']:.0f} seconds in all, {speed} useful tokens a second in training")
     print(f"all numbers: {report.path} | charts: {distilled / 'charts'} | chat with it:")
     print(f"    python eval_model.py --model_dir {distilled} --temperature 0")
 

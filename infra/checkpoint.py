@@ -30,7 +30,7 @@ def read_json(folder: Path) -> dict:
     path = Path(folder) / "config.json"
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not a JSON file ({error})") from None
     if not isinstance(stored, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(stored).__name__}")
@@ -69,6 +69,8 @@ def save_model(model, folder: str | Path, tokenizer=None, context=None, is_finis
     """
     folder, config = Path(folder), model.config
     folder.mkdir(parents=True, exist_ok=True)
+    if not is_finished:  # first, so that a crash cannot leave these weights marked as finished
+        write_config(folder, config, tokenizer, is_finished)
     state = model.state_dict()
     tensors = {name: tensor.detach().float().cpu().contiguous() for name, tensor in state.items()}
     if config.tie_word_embeddings:
@@ -79,17 +81,15 @@ def save_model(model, folder: str | Path, tokenizer=None, context=None, is_finis
     write_json(folder / "generation_config.json", ids)
     if tokenizer is not None:
         tokenizer.save(folder, context)
-    constant = {
-        "architectures": ["LlamaForCausalLM"],
-        "attention_dropout": 0.0,
-        "torch_dtype": "float32",
-        "use_cache": True,
-    }
-    hf = {name: value for name, value in FIXED.items() if name != "rope_type"}
+    if is_finished:
+        write_config(folder, config, tokenizer, is_finished)
+
+
+def write_config(folder: Path, config: LLMConfig, tokenizer, is_finished: bool) -> None:
+    constant = {"architectures": ["LlamaForCausalLM"], "attention_dropout": 0.0, "use_cache": True}
+    constant |= {"torch_dtype": "float32"} | {name: FIXED[name] for name in FIXED if name != "rope_type"}
     ours = {"vocabulary": tokenizer.vocabulary_hash if tokenizer else "", "is_finished": is_finished}
-    write_json(
-        folder / "config.json", {**constant, **hf, **asdict(config), "head_dim": config.head_dim, **ours}
-    )
+    write_json(folder / "config.json", {**constant, **asdict(config), "head_dim": config.head_dim, **ours})
 
 
 def load_model(model_class, folder: str | Path):

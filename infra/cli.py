@@ -45,7 +45,7 @@ class Flags:
 def parse_args(recipe, description: str, argv: list[str] | None = None):
     """The dataclass `recipe` with the changes of the command line, one flag per field made by `flag`.
 
-    Exits with code 2 on a flag that is unknown or whose value the dataclass refuses.
+    Exits with code 2 on an unknown flag. Raises UserError for a value that the dataclass refuses.
     """
     parser = make_parser(description)
     for f in fields(recipe):

@@ -21,14 +21,13 @@ PEAK_FLOPS = {  # of dense bf16 matrix products per second, from the data sheets
 
 def pick_device(name: str = "") -> torch.device:
     """The device of that name or, without one, the best there is. Raises UserError if it cannot be used."""
-    has_cuda = torch.cuda.is_available()
-    name = device_name(name, has_cuda, torch.backends.mps.is_available(), os.environ.get("LOCAL_RANK"))
+    has_cuda, is_one_of_many = torch.cuda.is_available(), int(os.environ.get("WORLD_SIZE", 1)) > 1
+    local_rank = os.environ.get("LOCAL_RANK") if is_one_of_many else None  # both are set by torchrun
+    name = device_name(name, has_cuda, torch.backends.mps.is_available(), local_rank)
     try:
         device = torch.device(name)
         if device.type == "cuda" and has_cuda:
-            torch.cuda.set_device(
-                device
-            )  # before anything is allocated: each process opens its own card alone
+            torch.cuda.set_device(device)  # before anything is allocated: no process opens another's card
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError):
         expected = "cuda or cpu" if has_cuda else "cpu"
@@ -38,7 +37,9 @@ def pick_device(name: str = "") -> torch.device:
 
 def device_name(asked: str, has_cuda: bool, has_mps: bool, local_rank: str | None) -> str:
     """("", True, False, "3") -> "cuda:3": under torchrun, each process takes the card of its number."""
-    name = asked or ("cuda" if has_cuda else "mps" if has_mps else "cpu")
+    name = asked or (
+        "cuda" if has_cuda else "mps" if has_mps and local_rank is None else "cpu"
+    )  # gloo has no mps
     if name.startswith("cuda") and local_rank is not None:
         return f"cuda:{local_rank}"
     return "cuda:0" if name == "cuda" else name

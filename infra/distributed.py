@@ -39,11 +39,12 @@ def processes(device: str, out_dir: str) -> Iterator[Process]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo")
     rank = dist.get_rank()
     try:
-        yield Process(rank, dist.get_world_size(), device)
+        try:
+            yield Process(rank, dist.get_world_size(), device)
+        except SystemExit:  # all stop at the same step
+            leave_together()
+            raise
         leave_together()
-    except SystemExit:  # all stop at the same step
-        leave_together()
-        raise
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
@@ -72,7 +73,7 @@ def is_lost_connection(error: RuntimeError) -> bool:
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """The sum over all processes, of numbers of the host or of the device."""
-    if dist.is_initialized():
+    if dist.is_available() and dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 

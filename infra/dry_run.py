@@ -92,8 +92,12 @@ def rehearse(train, model, rows, config, steps: int, validation=None, probe=None
             config, dry_run=False, resume=False, use_wandb=False, out_dir=folder, max_steps=steps, **often
         )
         start = time.perf_counter()
-        with redirect_stdout(io.StringIO()) as told:
-            last = train(model, rows, short, validation, probe)
+        try:
+            with redirect_stdout(io.StringIO()) as told:
+                last = train(model, rows, short, validation, probe)
+        except SystemExit:  # Ctrl-C or SIGTERM
+            print("stopped: nothing was written")
+            raise
         seconds = time.perf_counter() - start
         state = (Path(folder) / STATE).stat().st_size
         total = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())

@@ -59,6 +59,6 @@ def named_disk_errors(path: Path) -> Iterator[None]:
 def existing_folder(path: Path) -> Path:
     """The folder itself, or the nearest one above it that exists."""
     path = path.absolute()
-    while not path.is_dir():
+    while not path.is_dir() and path != path.parent:
         path = path.parent
     return path

@@ -37,6 +37,9 @@ class Log:
         self.interval_start = self.pause_start = time.perf_counter()
         self.interval_seconds = 0.0
         is_first = process.rank == 0
+        if is_first:
+            with named_disk_errors(self.path):
+                self.path.parent.mkdir(parents=True, exist_ok=True)
         self.wandb = start_wandb(config) if is_first and config.use_wandb else None
 
     def print(self, text: str) -> None:
@@ -108,7 +111,6 @@ class Log:
         self.print(" | ".join([f"step {metrics['step']}/{self.extent.total_steps}", *parts]))
         if self.process.rank > 0:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         with named_disk_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(metrics) + "\n")
         if self.wandb:
@@ -162,9 +164,11 @@ def start_wandb(config):
 
 
 def number_text(name: str, value) -> str:
-    """A loss with four decimals, a perplexity with two, any other float as a share."""
+    """A loss with four decimals, a perplexity with two, seconds with none, any other float as a share."""
     if not isinstance(value, float):
         return str(value)
+    if name.endswith("seconds"):
+        return f"{value:.0f}"
     if name == "val_ppl":
         return f"{value:.2f}" if value < 1e6 else f"{value:.1e}"
     return f"{value:.4f}" if name.startswith("val_") else f"{value:.1%}"

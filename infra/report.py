@@ -21,9 +21,12 @@ class Report:
     def __init__(self, folder: Path, settings: dict, anew: str, may_change: tuple[str, ...] = ()):
         self.path = folder / "report.json"
         self.parts = {"settings": settings, "seconds": 0.0}
-        if self.path.is_file():
-            self.parts = json.loads(self.path.read_text(encoding="utf-8"))
-        stored = self.parts["settings"]
+        try:
+            if self.path.is_file():
+                self.parts = json.loads(self.path.read_text(encoding="utf-8"))
+            stored = dict(self.parts["settings"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.path}: not a whole report ({error}): {anew} to start over") from None
         for name in {**settings, **stored}:
             if name not in may_change and stored.get(name) != settings.get(name):
                 found = f"found a run with {name} {stored.get(name)}, here it is {settings.get(name)}"

@@ -87,11 +87,19 @@ def load_state(folder: str | Path, fingerprint: dict) -> dict | None:
         return None
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        stored = state["fingerprint"]
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError):
+        stored = dict(state["fingerprint"])
+    except (
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        pickle.UnpicklingError,
+    ):
         other = f", or begin at its weights with --init_from {folder} and another --out_dir"
         advice = "delete it to start anew" + (other if has_checkpoint(folder) else "")
-        raise UserError(f"{path}: not a whole training state: {advice}") from None
+        raise UserError(f"{path}: not a whole training state of this version: {advice}") from None
     for name, value in stored.items():
         if value != fingerprint.get(name):
             found = f"the stopped run had {name} {value}, this one has {fingerprint.get(name)}"

@@ -16,7 +16,7 @@ def typed_lines(greeting: str, given: str | None = None) -> Iterator[str]:
     """
     for line in [given] if given is not None else read_lines(greeting):
         if line.strip():
-            yield line.strip().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+            yield line.strip().encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def read_lines(greeting: str) -> Iterator[str]:

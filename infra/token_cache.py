@@ -53,11 +53,13 @@ class TokenCache:
         self.folder, self.tokenizer = Path(folder), tokenizer
         try:
             self.about = json.loads((self.folder / "about.json").read_text(encoding="utf-8"))
+            self.ids, self.loss_mask = self.mapped("ids"), self.mapped("loss_mask")
+            self.first_counted, self.ends = self.mapped("first_counted"), np.array(self.mapped("ends"))
+            if not len(self.ids) == len(self.loss_mask) == self.about["tokens"] == self.ends[-1]:
+                raise ValueError(f"found {len(self.ids)} tokens, expected {self.about['tokens']}")
         except (OSError, ValueError) as error:
             advice = "delete it, and it is made anew"
             raise UserError(f"{self.folder}: not a whole cache of tokens ({error}): {advice}") from None
-        self.ids, self.loss_mask = self.mapped("ids"), self.mapped("loss_mask")
-        self.first_counted, self.ends = self.mapped("first_counted"), np.array(self.mapped("ends"))
 
     def mapped(self, name: str) -> np.ndarray:
         """A plain array over a mapped file: slices of np.memmap are several times slower."""
@@ -139,10 +141,11 @@ def build_cache(path: Path, encode: Callable, source: Source, skip_bad_lines: bo
 
 def remove_superseded(folder: Path, source: Source) -> None:
     """Delete the caches beside `folder` of earlier states of its file and earlier versions of this code."""
-    for other in folder.parent.glob(f"{glob.escape(Path(source.path).name)}.*.cache"):
+    for other in folder.parent.glob(f"{glob.escape(Path(source.path).name)}.{'[0-9a-f]' * 16}.cache"):
         with suppress(OSError, ValueError):
-            made_of = json.loads((other / "about.json").read_text(encoding="utf-8")).get("source")
-            if made_of is None or source.replaces(made_of):
+            about = json.loads((other / "about.json").read_text(encoding="utf-8"))
+            is_ours = isinstance(about, dict) and {"tokens", "sha256"} <= about.keys()
+            if is_ours and ("source" not in about or source.replaces(about["source"])):
                 shutil.rmtree(other, ignore_errors=True)
 
 

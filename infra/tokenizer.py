@@ -89,7 +89,11 @@ class ChatTokenizer:
     @property
     def max_length(self) -> int:
         """Tokens that the checkpoint beside the tokenizer was trained to see together."""
-        return self.about.get("model_max_length") or sys.maxsize
+        length = self.about.get("model_max_length") or sys.maxsize
+        if not isinstance(length, int | float) or length < 1:
+            where = self.folder / "tokenizer_config.json"
+            raise UserError(f"{where}: expected a number of tokens for model_max_length, found {length!r}")
+        return int(min(length, sys.maxsize))
 
     def save(self, folder: Path, max_length: int) -> None:
         """Write the tokenizer's files into a checkpoint's folder, with the length that it is good for."""

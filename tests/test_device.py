@@ -37,6 +37,7 @@ without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="there is an
         ("cuda:1", True, False, None, "cuda:1"),
         ("cpu", True, False, "3", "cpu"),
         ("", False, False, "3", "cpu"),
+        ("", False, True, "3", "cpu"),  # gloo adds up no tensors of mps
         ("cpu", True, True, None, "cpu"),
         ("mps", False, True, None, "mps"),
     ],

@@ -228,7 +228,8 @@ def test_other_number_of_processes_is_told(rows, validation, config, capsys):
 def test_state_that_is_not_whole_is_refused(content, rows, config):
     trained(rows, config, max_steps=1)
     (Path(config.out_dir) / STATE).write_bytes(content)
-    found = f"{STATE}: not a whole training state: delete it to start anew, or begin at its weights with"
+    advice = "delete it to start anew, or begin at its weights with"
+    found = f"{STATE}: not a whole training state of this version: {advice}"
     with pytest.raises(UserError, match=found):
         trained(rows, config, max_steps=1, resume=True)
 

@@ -125,9 +125,26 @@ def test_newer_encoder_replaces_the_cache_of_the_older_one(tokenizer, path):
 def test_cache_whose_source_is_unknown_is_removed_beside_a_rebuilt_one(tokenizer, path):
     earlier = path.with_name("a.jsonl.0123456789abcdef.cache")
     earlier.mkdir()
-    (earlier / "about.json").write_text('{"file": "a.jsonl"}')
+    (earlier / "about.json").write_text('{"file": "a.jsonl", "tokens": 3, "sha256": "0"}')
     new = open_tokens(path, tokenizer, "text").folder
     assert caches(path.parent) == [new]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.mine.cache", "a.jsonl.0123456789abcdef.cache"])
+@pytest.mark.parametrize("about", ['{"mine": 1}', "[]"])
+def test_folder_that_is_no_cache_of_ours_stays(name, about, tokenizer, path):
+    (path.parent / name).mkdir()
+    (path.parent / name / "about.json").write_text(about)
+    open_tokens(path, tokenizer, "text")
+    assert (path.parent / name / "about.json").read_text() == about
+
+
+@pytest.mark.parametrize("size", [0, 1, 4])
+def test_cache_that_lost_tokens_is_named(size, tokenizer, path):
+    ids = open_tokens(path, tokenizer, "text").folder / "ids.bin"
+    ids.write_bytes(ids.read_bytes()[:size])
+    with pytest.raises(UserError, match="not a whole cache of tokens .*delete it"):
+        open_tokens(path, tokenizer, "text")
 
 
 def test_cache_for_another_tokenizer_stays(tokenizer, path, tmp_path):
