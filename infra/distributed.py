@@ -3,6 +3,7 @@
 import inspect
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -39,12 +40,7 @@ def processes(device: str, out_dir: str) -> Iterator[Process]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo")
     rank = dist.get_rank()
     try:
-        try:
-            yield Process(rank, dist.get_world_size(), device)
-        except SystemExit:  # all stop at the same step
-            leave_together()
-            raise
-        leave_together()
+        yield Process(rank, dist.get_world_size(), device)
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise
@@ -54,15 +50,10 @@ def processes(device: str, out_dir: str) -> Iterator[Process]:
             " with any number of processes"
         ) from None
     finally:
+        # gloo's threads need Python's global lock to let go of the last tensors. Freeing the group holds that
+        # lock and joins the threads, so they must be done before.
+        time.sleep(0.1)
         dist.destroy_process_group()
-
-
-def leave_together() -> None:
-    """Wait for the other processes, while gloo's threads let go of the tensors of the last collective.
-
-    Freeing the group before that can deadlock: it joins a thread that waits for the global lock held by it.
-    """
-    dist.barrier()
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
