@@ -37,9 +37,8 @@ def pick_device(name: str = "") -> torch.device:
 
 def device_name(asked: str, has_cuda: bool, has_mps: bool, local_rank: str | None) -> str:
     """("", True, False, "3") -> "cuda:3": under torchrun, each process takes the card of its number."""
-    name = asked or (
-        "cuda" if has_cuda else "mps" if has_mps and local_rank is None else "cpu"
-    )  # gloo has no mps
+    best = "cuda" if has_cuda else "mps" if has_mps and local_rank is None else "cpu"  # gloo has no mps
+    name = asked or best
     if name.startswith("cuda") and local_rank is not None:
         return f"cuda:{local_rank}"
     return "cuda:0" if name == "cuda" else name
@@ -49,10 +48,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     """True where the hardware multiplies in bfloat16, and not by way of float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    names = (
-        "_is_avx512_bf16_supported",
-        "_is_amx_tile_supported",
-    )  # which of them exists depends on the release
+    # which of them exists depends on the release
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
 
 

@@ -23,7 +23,7 @@ class Watch:
     def __init__(self, vocab_size: int, device: torch.device, is_fp16: bool):
         self.guessing = math.log(vocab_size)
         self.worst_loss = DIVERGED * self.guessing
-        self.most_in_a_row = MOST_DROPPED_IN_A_ROW + HALVINGS * is_fp16
+        self.is_fp16, self.most_in_a_row = is_fp16, MOST_DROPPED_IN_A_ROW + HALVINGS * is_fp16
         self.counts = torch.zeros(2, dtype=torch.long, device=device)  # dropped: in all, in a row
 
     def accepts(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ class Watch:
     def likely_cause(self, loss: float) -> str:
         if math.isfinite(loss) and loss >= self.worst_loss:
             return f"Likely cause: it has diverged (guessing would cost {self.guessing:.1f})"
-        if self.most_in_a_row > MOST_DROPPED_IN_A_ROW:
+        if self.is_fp16:
             return "Likely cause: numbers too large for fp16: --dtype bf16 or fp32"
         return "Likely cause: weights grown too large, or a broken batch"
 

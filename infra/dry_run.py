@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from infra.cli import UserError
+from infra.extent import describe_steps
 from infra.files import existing_folder
 from infra.metrics import read_metrics
 from infra.resume import STATE
@@ -57,7 +58,7 @@ def dry_run(train, model, rows, config, validation=None, probe=None) -> dict:
     needed = found.checkpoint_bytes + 2 * found.state_bytes  # a new state is written beside the old one
     free = shutil.disk_usage(existing_folder(Path(config.out_dir))).free
     flags = f"--batch_size {fitting.batch_size} --accumulation_steps {fitting.accumulation_steps}"
-    print(found.described.replace(f"{min(steps + 1, total_steps)} steps of", f"{total_steps} steps of"))
+    print(f"{found.described} | {describe_steps(fitting, len(rows))}")
     speed = f"{found.tokens_per_second:,.0f} useful tokens a second"
     print(f"speed   {found.step_seconds:.3g} seconds a step, {speed}")
     print(f"time    {total_steps} steps take {duration(seconds)} with starting and validating")
@@ -84,13 +85,10 @@ def dry_run(train, model, rows, config, validation=None, probe=None) -> dict:
 def rehearse(train, model, rows, config, steps: int, validation=None, probe=None) -> Rehearsal:
     """Train for a few steps, validate once and save, in a folder that goes."""
     with tempfile.TemporaryDirectory(prefix="dry_run_", dir=existing_folder(Path(config.out_dir))) as folder:
+        first_steps = {"max_steps": steps, "warmup_steps": config.warmup(config.total_steps(len(rows)))}
         often = {"log_every": 1, "eval_every": steps, "save_every": steps}
-        often["warmup_steps"] = config.warmup(
-            config.total_steps(len(rows))
-        )  # the rates of the run's first steps
-        short = replace(
-            config, dry_run=False, resume=False, use_wandb=False, out_dir=folder, max_steps=steps, **often
-        )
+        alone = {"dry_run": False, "resume": False, "use_wandb": False, "out_dir": folder}
+        short = replace(config, **first_steps, **often, **alone)
         start = time.perf_counter()
         try:
             with redirect_stdout(io.StringIO()) as told:
@@ -105,7 +103,7 @@ def rehearse(train, model, rows, config, steps: int, validation=None, probe=None
     of_steps = timed[-1]["seconds"] - timed[0]["seconds"]  # the first one makes the optimizer's states
     validating = last.get("val_seconds", 0.0)
     return Rehearsal(
-        described=told.getvalue().splitlines()[0],
+        described=told.getvalue().splitlines()[0].rsplit(" | ", 1)[0],  # but for its own steps
         step_seconds=of_steps / (len(timed) - 1),
         tokens_per_second=(timed[-1]["tokens"] - timed[0]["tokens"]) / of_steps,
         validation_seconds=validating,
@@ -141,9 +139,8 @@ def largest_batch(model, batch_size: int, state_bytes: int) -> int | None:
     device = model.lm_head.weight.device
     if device.type != "cuda":
         return None
-    once = (
-        4 * model.num_parameters() + state_bytes
-    )  # gradients, and the weights and optimizer states that are saved
+    # gradients, and the weights and optimizer states that are saved
+    once = 4 * model.num_parameters() + state_bytes
     total = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     a_row = max(1, torch.cuda.max_memory_allocated(device) - once) / batch_size
     return max(batch_size, int((total * SPARE - once) / a_row))

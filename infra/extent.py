@@ -42,11 +42,16 @@ def token_flops(model, mean_context: float) -> float:
 
 def describe(model, rows, config, where: str) -> str:
     """One line on the model, the data and the steps."""
-    bad, steps = rows.cache.about["bad_kinds"], config.total_steps(len(rows))
+    bad = rows.cache.about["bad_kinds"]
     bad_lines = f"{sum(bad.values())} bad lines" + (f" ({count_kinds(bad)})" if bad else "")
     return (
         f"{config.stage} from {config.init_from or 'random weights'}: {model.num_parameters():,} parameters"
         f" on {where} | {len(rows):,} rows of {rows.row_length}, {rows.padding_share:.1%} padding,"
         f" {rows.truncated} documents truncated, {bad_lines} skipped"
-        f" | {steps} steps of {config.rows_per_step} rows, {config.warmup(steps)} of warm-up"
+        f" | {describe_steps(config, len(rows))}"
     )
+
+
+def describe_steps(config, num_rows: int) -> str:
+    steps = config.total_steps(num_rows)
+    return f"{steps} steps of {config.rows_per_step} rows, {config.warmup(steps)} of warm-up"

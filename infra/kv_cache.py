@@ -36,9 +36,8 @@ class KVCache:
         if self.padding is None:
             return causal[None, None]
         is_real = positions >= self.padding[:, None]  # (B, S)
-        same = (
-            is_real[:, self.used :, None] == is_real[:, None, :]
-        )  # padding sees padding: a softmax of nothing is NaN
+        # padding sees padding: a softmax of nothing is NaN
+        same = is_real[:, self.used :, None] == is_real[:, None, :]  # (B, T, S)
         return (same & causal)[:, None]
 
     def select(self, rows) -> "KVCache":

@@ -26,14 +26,8 @@ class Log:
         self.config, self.process, self.extent = config, process, extent
         self.path = Path(config.out_dir) / "metrics.jsonl"
         self.last = {}  # the newest value of everything that was written
-        self.tokens, self.seconds = (
-            0,
-            0.0,
-        )  # useful tokens, and seconds of training without validating and saving
-        self.losses, self.interval_tokens = (
-            [],
-            0,
-        )  # of the interval: (loss, weight) of each step, useful tokens
+        self.tokens, self.seconds = 0, 0.0  # useful tokens; seconds without validating and saving
+        self.losses, self.interval_tokens = [], 0  # of the interval: (loss, weight) of each step
         self.interval_start = self.pause_start = time.perf_counter()
         self.interval_seconds = 0.0
         is_first = process.rank == 0
@@ -76,9 +70,8 @@ class Log:
             if finite
             else None
         )
-        left_in_epoch = min(
-            -step % extent.steps_per_epoch, extent.total_steps - step
-        )  # max_steps may end the run first
+        # max_steps may end the run before the epoch
+        left_in_epoch = min(-step % extent.steps_per_epoch, extent.total_steps - step)
         speed = self.interval_tokens / seconds
         metrics = {
             "step": step,

@@ -102,6 +102,17 @@ def test_muon_takes_bf16_only_where_that_is_fast():
     assert pick_precision("bf16", CPU).muon_dtype == expected
 
 
+@pytest.mark.parametrize("device, expected", [("cpu", "highest"), ("cuda", "high")])
+def test_float32_products_take_tf32_on_cuda_alone(device, expected):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        pick_precision("fp32", torch.device(device))
+        assert torch.get_float32_matmul_precision() == expected
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_peak_is_not_told_where_it_is_not_known():
     assert peak_flops(CPU, torch.bfloat16) is None
 
