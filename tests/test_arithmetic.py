@@ -1,0 +1,174 @@
+"""Written-out calculations against fractions.Fraction, and their language against lines written by hand."""
+
+import random
+import re
+from fractions import Fraction
+
+import pytest
+
+from tools import arithmetic
+from tools.arithmetic import NUMBER, CannotSpell, claims, spell, value, written
+from tools.expressions import spell_chain
+
+BY_HAND = [
+    "6×7=42",
+    "13-5=8",
+    "345+278~326=623",
+    "503-278~522=225",
+    "1000-998~2=2",
+    "346×7~2242=2422",
+    "66×52:66×5~033=330,66×2~231=132,3300+132~2343=3432得3432",
+    "204×105:204×1=204,204×5~0201=1020,20400+1020~02412=21420得21420",
+    "2400×60:24×6~441=144得144000",
+    "132÷33:132÷33商4,33×4~231=132,132-132=0得4",
+    "3432÷33:34÷33商1,34-33~1=1,13÷33商0余13,132÷33商4,33×4~231=132,132-132=0得104",
+    "7÷8:7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0得0.875",
+    "600÷3:6÷3商2余0得200",
+    "80÷60:8/6约2=4/3得4/3",
+    "7÷12=7/12",
+    "54÷6=9",
+    "5.4÷0.6:54÷6=9得9",
+    "0.6÷0.1:6÷1=6得6",
+    "13.5+2.75:1350+275~5261=1625得16.25",
+    "5-8:8-5=3得-3",
+    "9.1×0.3:91×3~372=273得2.73",
+    "12÷0.5:120÷5:12÷5商2余2,20÷5商4余0得24",
+    "600×(7/12):600÷12:60÷12商5,12×5~06=60,60-60=0得50,50×7:5×7=35得350得350",
+    "350÷(7/10):350×10/7:350÷7:35÷7商5余0得50,50×10=500得500",
+    "7/12-1/5:7×5=35,35-12~32=23得23/60",
+    "2/7+5/7:2+5=7,7/7约7=1得1",
+    "(6/7)×(1/3):6×1=6,7×3=21,6/21约3=2/7得2/7",
+    "1(1/2)×4:1×2=2,2+1=3,1(1/2)=3/2,4÷2=2,2×3=6得6",
+    "150×20%:20%=0.2,150×0.2:150×2:15×2~03=30得300得30得30",
+]
+
+
+def operands(text):
+    return re.match(rf"({NUMBER})([+\-×÷])({NUMBER})", text).groups()
+
+
+@pytest.mark.parametrize("line", BY_HAND)
+def test_calculations_are_spelled_as_by_hand(line):
+    assert spell(*operands(line)) == line
+
+
+def test_the_language_described_is_the_language_written():
+    lines = [
+        part for part in re.split(r"\s{2,}|\n", arithmetic.__doc__) if re.match(rf"{NUMBER}[+\-×÷]", part)
+    ]
+    assert len(lines) == 14
+    assert [spell(*operands(line)) for line in lines] == lines
+
+
+def random_number(rng):
+    """An integer of 1 to 8 digits, a decimal, a fraction, a mixed number or a percentage."""
+    digits = rng.randint(1, 8)
+    integer = rng.randint(10 ** (digits - 1), 10**digits - 1)
+    top, bottom = rng.randint(1, 99), rng.randint(2, 99)
+    kinds = [f"{integer}", f"{integer // 10**4}.{integer % 10**4 + 1}", f"({top}/{bottom})", f"{top}%"]
+    return rng.choice([*kinds, f"{rng.randint(1, 9)}({top}/{bottom})", f"{rng.randint(1, 99)}00"])
+
+
+def apply(a, operator, b):
+    """The four operations once more, without the module under test."""
+    if operator == "÷":
+        return Fraction(a) / Fraction(b)
+    return {"+": a + b, "-": a - b, "×": a * b}[operator]
+
+
+@pytest.mark.parametrize("operator", "+-×÷")
+def test_every_step_and_the_result_agree_with_fractions(operator):
+    rng, spelled = random.Random(3), 0
+    for _ in range(2000):
+        a, b = random_number(rng), random_number(rng)
+        try:
+            text = spell(a, operator, b)
+        except CannotSpell as reason:
+            assert str(reason) == "too many digits"
+            continue
+        spelled += 1
+        result = re.split("[=得]", text)[-1]
+        expected = apply(value(a), operator, value(b))
+        assert value(result.removeprefix("-")) == abs(expected), text
+        assert result.startswith("-") == (expected < 0), text
+        assert text.startswith(f"{a}{operator}{b}")
+        assert [claim for claim, is_true in claims(text) if not is_true] == [], text
+    assert spelled > 1300
+
+
+@pytest.mark.parametrize(
+    ("expression", "steps", "result"),
+    [
+        ("7", [], "7"),
+        ("2+3×4", ["3×4=12", "2+12~41=14"], "14"),
+        ("3×(8-2)", ["8-2=6", "3×6=18"], "18"),
+        ("2×(1+2)^2", ["1+2=3", "3×3=9", "2×9=18"], "18"),
+        ("3^3", ["3×3=9", "9×3=27"], "27"),
+        ("9-2-3", ["9-2=7", "7-3=4"], "4"),
+        ("80×(1+1/8)", ["1+1/8:8+1=9,9÷8:9÷8商1余1,点,10÷8商1余2,20÷8商2余4,40÷8商5余0得1.125得1.125",
+                        "80×1.125:80×1125:1125×8~0009=9000得90000得90"], "90"),
+        ("6÷(1-1/3)", ["1-1/3:3-1=2得2/3", "6÷(2/3):6×3/2:6÷2=3,3×3=9得9"], "9"),
+    ],
+)  # fmt: skip
+def test_a_chain_is_spelled_in_the_order_of_its_evaluation(expression, steps, result):
+    assert spell_chain(expression) == (steps, result)
+
+
+@pytest.mark.parametrize("operators", ["+-", "×÷", "+-×÷"])
+def test_chains_agree_with_python(operators):
+    rng = random.Random(5)
+    for _ in range(300):
+        parts = [str(rng.randint(1, 999)) for _ in range(4)]
+        signs = [rng.choice(operators) for _ in range(3)]
+        text = f"{parts[0]}{signs[0]}({parts[1]}{signs[1]}{parts[2]}){signs[2]}{parts[3]}"
+        exact = re.sub(r"(\d+)", r"Fraction(\1)", text.replace("×", "*").replace("÷", "/"))
+        try:
+            steps, result = spell_chain(text)
+        except CannotSpell as reason:
+            assert str(reason) in (
+                "not a number",
+                "division by zero",
+                "too many digits",
+            )  # -3 is no number here
+            continue
+        assert Fraction(result) == eval(exact), text
+        assert all(is_true for step in steps for _, is_true in claims(step)), steps
+
+
+@pytest.mark.parametrize("text", ["", "3+", "(3+4", "3)", "2^4", "^2", "3 apples", "×2"])
+def test_what_is_no_expression_is_refused(text):
+    with pytest.raises(CannotSpell, match="not an expression"):
+        spell_chain(text)
+
+
+def test_a_wrong_step_is_found():
+    assert claims("66×5~033=330,66×2~231=133,132÷33商4余1") == [
+        ("66×5~033=330", True),
+        ("66×2~231=133", False),
+        ("132÷33商4余1", False),
+    ]
+    assert claims("345+278~236=623") == [("345+278~236=623", False)]
+    assert claims("13÷33商0余13,7÷2商2余3") == [("13÷33商0余13", True), ("7÷2商2余3", False)]
+
+
+@pytest.mark.parametrize(
+    ("calculation", "reason"),
+    [
+        (("5", "÷", "0"), "division by zero"),
+        (("5", "+", "1/0"), "division by zero"),
+        (("5", "+", "x"), "not a number"),
+        (("-5", "+", "2"), "not a number"),
+        (("1234567890123", "+", "2"), "too many digits"),
+    ],
+)
+def test_what_cannot_be_spelled_is_refused_with_its_reason(calculation, reason):
+    with pytest.raises(CannotSpell, match=reason):
+        spell(*calculation)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(Fraction(1, 8), "0.125"), (Fraction(1, 3), "1/3"), (Fraction(-7, 2), "-3.5"), (Fraction(12), "12")],
+)
+def test_results_are_integers_decimals_or_fractions(number, text):
+    assert written(number) == text

@@ -1,0 +1,128 @@
+"""R1 conversations with their calculations written out: what changes, what stays, what is held out."""
+
+import json
+from collections import Counter
+from fractions import Fraction
+
+import pytest
+
+from infra.cli import UserError
+from infra.scoring import is_right, is_well_formed
+from tools.arithmetic import claims, value
+from tools.worked_r1 import is_held_out, main, work_out, worked_reply
+
+PROGRAM = (
+    "<think>\n先读题，题目中出现的数有：9、5、12。\n根据数量关系可以列式：9×5×12。\n第一步，9×5=45；\n第二步，45×12=540。\n"
+    "所以结果是540。\n</think>\n<answer>\n列式计算：9×5×12=540。\n答案：540\n</answer>"
+)
+WORKED = (
+    "<think>\n9×5×12\n9×5=45\n45×12:45×1=45,45×2~09=90,450+90~045=540得540\n</think>\n"
+    "<answer>\n540\n</answer>"
+)
+
+
+def as_reply(thought, answer="12"):
+    return f"<think>\n{thought}\n</think>\n<answer>\n{answer}\n</answer>"
+
+
+def test_a_program_written_rationale_becomes_its_equation_and_calculations():
+    counts = Counter()
+    assert worked_reply(PROGRAM, counts) == WORKED
+    assert counts == {"spelled": 2}
+    assert is_right(WORKED, PROGRAM) and is_well_formed(WORKED)
+
+
+def test_a_percentage_is_the_last_step():
+    answer = "列式计算：9÷24=37.5%。\n答案：37.5%"
+    lines = worked_reply(as_reply("计算", answer), Counter()).splitlines()
+    assert lines[1:4] == ["9÷24", lines[2], "0.375=37.5%"] and lines[-2] == "37.5%"
+
+
+@pytest.mark.parametrize(
+    ("thought", "expected"),
+    [
+        ("She has 30*3=90 apples.", "She has 30×3:3×3=9得90 apples."),
+        ("共24×12=288个", "共24×12:24×1=24,24×2~84=48,240+48~882=288得288个"),
+        ("5*12+6=66 inches", "5×12+6:5×12:12×5~06=60得60,60+6~66=66得66 inches"),
+        ("没有算式", "没有算式"),
+        ("x+3=5", "x+3=5"),
+        ("1,200+300=1500", "1,200+300=1500"),
+    ],
+)
+def test_elsewhere_a_calculation_is_spelled_where_it_stands(thought, expected):
+    assert worked_reply(as_reply(thought), Counter()) == as_reply(expected)
+
+
+@pytest.mark.parametrize(
+    ("thought", "reason"),
+    [
+        ("3+4=8", "another result in the source"),
+        ("10÷3=3.33", "another result in the source"),
+        ("7÷0=7", "division by zero"),
+        ("2++3=5", "not an expression"),
+    ],
+)
+def test_what_cannot_be_spelled_stays_and_is_counted_by_reason(thought, reason):
+    counts = Counter()
+    assert worked_reply(as_reply(thought), counts) == as_reply(thought)
+    assert set(counts) <= {reason} and (thought == "2++3=5" or counts[reason] == 1)
+
+
+def test_what_is_not_a_reasoned_reply_stays():
+    assert worked_reply("3*4=12", Counter()) == "3*4=12"
+
+
+def test_a_wording_is_held_out_whatever_its_numbers():
+    wordings = [
+        f"{who}有{{}}个{what}，用了{{}}%，还剩多少？" for who in "甲乙丙丁" * 25 for what in "书笔花树"
+    ]
+    held_out = [wording for wording in wordings if is_held_out(wording.format(3, 20))]
+    for wording in wordings:
+        assert is_held_out(wording.format("1,234.5", "(1/2)")) == (wording in held_out)
+    distinct = [
+        f"问题{'一二三四五六七八九十'[i // 10]}{'甲乙丙丁戊己庚辛壬癸'[i % 10]}" * 2 for i in range(100)
+    ]
+    assert 1 <= sum(map(is_held_out, distinct)) <= 20  # 8 in 100 are expected
+
+
+def write_problems(path, count=300):
+    letters = "甲乙丙丁戊己庚辛壬癸"
+    with open(path, "w", encoding="utf-8") as file:
+        for i in range(count):
+            a, b = i + 11, i % 7 + 2
+            question = (
+                f"{letters[i % 10]}{letters[i // 10 % 10]}{letters[i // 100]}有{a}箱，每箱{b}个，共几个？"
+            )
+            reply = as_reply("略", f"列式计算：{a}×{b}={a * b}。\n答案：{a * b}")
+            turns = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+            file.write(json.dumps({"conversations": turns}, ensure_ascii=False) + "\n")
+
+
+def test_files_hold_the_same_conversations_in_the_same_order(tmp_path, capsys):
+    write_problems(tmp_path / "r1.jsonl")
+    main(["--data_path", str(tmp_path / "r1.jsonl"), "--out_dir", str(tmp_path / "worked")])
+    found = {}
+    for name in ("worked", "plain", "worked_test", "plain_test"):
+        lines = (tmp_path / "worked" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        found[name] = [json.loads(line)["conversations"] for line in lines]
+    assert len(found["worked"]) + len(found["worked_test"]) == 300 and len(found["worked_test"]) > 5
+    for name in ("worked", "worked_test"):
+        plain = found[name.replace("worked", "plain")]
+        assert [turns[0] for turns in found[name]] == [turns[0] for turns in plain]
+        for (_, worked), (question, as_it_was) in zip(found[name], plain):
+            assert is_held_out(question["content"]) == (name == "worked_test")
+            assert is_right(worked["content"], as_it_was["content"])
+            stated = claims(worked["content"])
+            assert stated and all(is_true for _, is_true in stated)
+    assert "spelled: " in capsys.readouterr().out
+
+
+def test_a_bad_line_is_named(tmp_path):
+    (tmp_path / "r1.jsonl").write_text('{"conversations": 3}\n', encoding="utf-8")
+    with pytest.raises(UserError, match="r1.jsonl:1: expected a list"):
+        work_out(tmp_path / "r1.jsonl")
+
+
+def test_steps_are_true_of_the_numbers_that_they_name():
+    assert claims(WORKED)[-1] == ("450+90~045=540", True)
+    assert value("37.5%") == Fraction(3, 8)

@@ -1,0 +1,359 @@
+"""One language in which a calculation is written out, in steps that a small model can learn.
+
+A fact known by heart, one digit with one digit:
+    6×7=42   13-5=8   42÷6=7
+From the last digit to the first: after ~ stands the result backwards, after = as it is read:
+    345+278~326=623   346×7~2242=2422
+A product, one digit of the multiplier after the other, the first one first:
+    66×52:66×5~033=330,66×2~231=132,3300+132~2343=3432得3432
+Long division: 商 a digit of the quotient, 余 what remains, 点 where its point goes:
+    7÷8:7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0得0.875
+    132÷33:132÷33商4,33×4~231=132,132-132=0得4
+Decimals as integers, then the point; zeros at the end of a factor likewise:
+    13.5+2.75:1350+275~5261=1625得16.25   2400×60:24×6~441=144得144000
+Fractions: divide where it comes out, else multiply first; the reciprocal; a common denominator:
+    600×(7/12):600÷12:60÷12商5,12×5~06=60,60-60=0得50,50×7:5×7=35得350得350
+    350÷(7/10):350×10/7:350÷7:35÷7商5余0得50,50×10=500得500
+    7/12-1/5:7×5=35,35-12~32=23得23/60
+Reducing, and percentages:
+    80/60约10=8/6约2=4/3   20%=0.2
+
+A colon opens the steps of what stands before it, 得 closes them with the result: an integer, a decimal where
+it ends within MAX_DECIMALS places, else a reduced fraction. A calculation rewritten at once as another shares
+its 得:
+    12÷0.5:120÷5:12÷5商2余2,20÷5商4余0得24
+
+Results backwards: Lee et al. 2023, Teaching Arithmetic to Small Transformers, arXiv:2307.03381.
+"""
+
+import math
+import re
+from fractions import Fraction
+
+MAX_DECIMALS = 6
+MAX_DIGITS = 12
+
+NUMBER = r"(?:\d+\(\d+/\d+\)|\(\d+/\d+\)|\d+/\d+|\d+(?:\.\d+)?%?)"
+DECIMAL = re.compile(r"\d+(?:\.\d+)?")
+MIXED = re.compile(r"(\d+)\((\d+)/(\d+)\)")
+FRACTION = re.compile(r"\(?(\d+)/(\d+)\)?")
+
+
+class CannotSpell(ValueError):
+    """The calculation has no spelling; the message is the reason, the same for all of its kind."""
+
+
+def value(text):
+    """'37.5%' -> Fraction(3, 8); '1(1/2)' -> Fraction(3, 2). Raises CannotSpell for other texts."""
+    try:
+        if mixed := MIXED.fullmatch(text):
+            whole, top, bottom = map(int, mixed.groups())
+            return whole + Fraction(top, bottom)
+        if fraction := FRACTION.fullmatch(text):
+            return Fraction(int(fraction[1]), int(fraction[2]))
+        if DECIMAL.fullmatch(text.removesuffix("%")):
+            return Fraction(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ZeroDivisionError:
+        raise CannotSpell("division by zero") from None
+    raise CannotSpell("not a number")
+
+
+def written(number):
+    """Fraction(1, 8) -> '0.125'; Fraction(1, 3) -> '1/3'; Fraction(-4) -> '-4'"""
+    number = Fraction(number)
+    if number.denominator == 1:
+        return str(number.numerator)
+    places = decimal_places(number)
+    if places is None:
+        return f"{number.numerator}/{number.denominator}"
+    digits = str(abs(number) * 10**places).rjust(places + 1, "0")
+    return "-" * (number < 0) + f"{digits[:-places]}.{digits[-places:]}"
+
+
+def decimal_places(number):
+    """How many digits after the point, or None where they do not end within MAX_DECIMALS."""
+    for places in range(MAX_DECIMALS + 1):
+        if (number * 10**places).denominator == 1:
+            return places
+    return None
+
+
+def evaluate(a, operator, b):
+    """The exact result of two Fractions. Raises CannotSpell for a division by zero."""
+    if operator == "÷" and b == 0:
+        raise CannotSpell("division by zero")
+    return {"+": a + b, "-": a - b, "×": a * b, "÷": a / b if b else None}[operator]
+
+
+def spell(a, operator, b):
+    """'9.1', '×', '8.9' -> '9.1×8.9:91×89:91×8~827=728,91×9~918=819,7280+819~9908=8099得8099得80.99'
+
+    Raises CannotSpell for negative numbers, division by zero and numbers of more than MAX_DIGITS digits.
+    """
+    result = written(evaluate(value(a), operator, value(b)))
+    if max(sum(map(str.isdigit, text)) for text in (a, b, result)) > MAX_DIGITS:
+        raise CannotSpell("too many digits")
+    (steps, plain_a), (steps_b, plain_b) = simplify(a), simplify(b)
+    steps = steps + steps_b
+    if "/" in plain_a or "/" in plain_b:
+        steps += fraction_steps(plain_a, operator, plain_b)
+    elif steps:
+        steps.append(decimal_steps(plain_a, operator, plain_b))
+    else:
+        return decimal_steps(plain_a, operator, plain_b)
+    return f"{a}{operator}{b}:{','.join(steps)}得{result}"
+
+
+def simplify(operand):
+    """'20%' -> (['20%=0.2'], '0.2'); '(2/7)' -> ([], '2/7')
+    '1(1/2)' -> (['1×2=2', '2+1=3', '1(1/2)=3/2'], '3/2')
+    """
+    if operand.endswith("%"):
+        plain = written(value(operand))
+        return [f"{operand}={plain}"], plain
+    if mixed := MIXED.fullmatch(operand):
+        whole, top, bottom = map(int, mixed.groups())
+        steps = [multiply(whole, bottom), add(whole * bottom, top)]
+        plain = f"{whole * bottom + top}/{bottom}"
+        return [*steps, f"{operand}={plain}"], plain
+    return [], operand.strip("()")
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Integers
+# ------------------------------------------------------------------------------------------------------------
+
+
+def reversed_first(calculation, result):
+    """'345+278', 623 -> '345+278~326=623'"""
+    return f"{calculation}~{str(result)[::-1]}={result}"
+
+
+def add(a, b):
+    """345, 278 -> '345+278~326=623'"""
+    if a < 10 and b < 10:
+        return f"{a}+{b}={a + b}"
+    return reversed_first(f"{a}+{b}", a + b)
+
+
+def subtract(a, b):
+    """503, 278 -> '503-278~522=225'; for a >= b"""
+    if a == b or (a < 20 and b < 10):
+        return f"{a}-{b}={a - b}"
+    return reversed_first(f"{a}-{b}", a - b)
+
+
+def multiply(a, b):
+    """346, 7 -> '346×7~2242=2422'; 66, 52 -> '66×52:66×5~033=330,66×2~231=132,3300+132~2343=3432得3432'"""
+    head, product = f"{a}×{b}", a * b
+    core_a, core_b = (int(str(number).rstrip("0") or 0) for number in (a, b))
+    if product == 0 or core_a == 1 or core_b == 1:
+        return f"{head}={product}"
+    if significant_digits(core_a) < significant_digits(core_b):
+        core_a, core_b = core_b, core_a
+    if core_a < 10:
+        steps = [f"{core_a}×{core_b}={core_a * core_b}"]
+    else:
+        steps = partial_products(core_a, core_b)
+    if len(steps) == 1 and steps[0].startswith((f"{head}=", f"{head}~")):
+        return steps[0]
+    return f"{head}:{','.join(steps)}得{product}"
+
+
+def significant_digits(number):
+    """How many digits are not 0: a multiplier's count of partial products."""
+    return len(str(number).replace("0", ""))
+
+
+def partial_products(a, multiplier):
+    """One product by each digit that is not 0, the first one first; the sum so far moves one place left."""
+    steps, total = [], 0
+    for digit in map(int, str(multiplier)):
+        total *= 10
+        if digit == 0:
+            continue
+        product = a * digit
+        steps.append(f"{a}×1={a}" if digit == 1 else reversed_first(f"{a}×{digit}", product))
+        if total:
+            steps.append(add(total, product))
+        total += product
+    return steps
+
+
+def divide(a, b):
+    """7, 8 -> '7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0得0.875': the steps of a quotient that ends."""
+    digits = str(a)
+    taken = 1
+    while taken < len(digits) and int(digits[:taken]) < b:
+        taken += 1
+    current, rest, steps, point = int(digits[:taken]), digits[taken:], [], False
+    while True:
+        step, current = quotient_digit(current, b)
+        steps.append(step)
+        if current == 0 and not rest.strip("0"):
+            return ",".join(steps)  # the zeros at the end are copied
+        if rest:
+            current, rest = current * 10 + int(rest[0]), rest[1:]
+        else:
+            if not point:
+                steps.append("点")
+                point = True
+            current *= 10
+
+
+def quotient_digit(current, divisor):
+    """132, 33 -> ('132÷33商4,33×4~231=132,132-132=0', 0): one digit of a quotient, and what remains"""
+    digit, remainder = divmod(current, divisor)
+    if digit == 0 or divisor < 10:
+        return f"{current}÷{divisor}商{digit}余{remainder}", remainder
+    product = f",{multiply(divisor, digit)}" if digit > 1 else ""
+    return f"{current}÷{divisor}商{digit}{product},{subtract(current, divisor * digit)}", remainder
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Decimals and fractions
+# ------------------------------------------------------------------------------------------------------------
+
+
+def decimal_steps(a, operator, b):
+    """'13.5', '+', '2.75' -> '13.5+2.75:1350+275~5261=1625得16.25'"""
+    head, result = f"{a}{operator}{b}", written(evaluate(value(a), operator, value(b)))
+    if operator == "÷":
+        return quotient(a, b)
+    if operator == "×":
+        whole_a, whole_b = (int(text.replace(".", "")) for text in (a, b))
+        inner = multiply(whole_a, whole_b)
+    else:
+        places = max(decimal_places(value(a)), decimal_places(value(b)))
+        whole_a, whole_b = (int(value(text) * 10**places) for text in (a, b))
+        if operator == "+":
+            inner = add(whole_a, whole_b)
+        else:
+            inner = subtract(max(whole_a, whole_b), min(whole_a, whole_b))
+    if f"{whole_a}{operator}{whole_b}" == head and not result.startswith("-"):
+        return inner
+    return f"{head}:{inner}得{result}"
+
+
+def quotient(a, b):
+    """'12', '0.375' -> '12÷0.375:12000÷375:...得32'; '7', '12' -> '7÷12=7/12'"""
+    x, y = value(a), value(b)
+    head, result = f"{a}÷{b}", written(x / y)
+    places = max(decimal_places(x), decimal_places(y))
+    whole_a, whole_b = int(x * 10**places), int(y * 10**places)
+    while whole_a and whole_a % 10 == 0 and whole_b % 10 == 0:
+        whole_a, whole_b = whole_a // 10, whole_b // 10
+    steps = "" if f"{whole_a}÷{whole_b}" == head else f"{whole_a}÷{whole_b}:"
+    is_fact = whole_b < 10 and whole_a < 10 * whole_b and whole_a % whole_b == 0
+    if whole_b == 1 or is_fact:
+        return f"{head}={result}" if not steps else f"{head}:{steps[:-1]}={whole_a // whole_b}得{result}"
+    if "/" in result:
+        steps = reduce(whole_a, whole_b)
+        return f"{head}={steps}" if steps.startswith(f"{a}/{b}") else f"{head}:{steps}得{result}"
+    return f"{head}:{steps}{divide(whole_a, whole_b)}得{result}"
+
+
+def reduce(top, bottom):
+    """80, 60 -> '80/60约10=8/6约2=4/3'"""
+    text, common = f"{top}/{bottom}", math.gcd(top, bottom)
+    while common > 1:
+        factor = next((f for f in (10, 9, 8, 7, 6, 5, 4, 3, 2) if common % f == 0), common)
+        top, bottom, common = top // factor, bottom // factor, common // factor
+        text += f"约{factor}={top}/{bottom}".removesuffix("/1")
+    return text
+
+
+def fraction_steps(a, operator, b):
+    """The steps of a calculation in which at least one number is a fraction p/q."""
+    if operator == "÷":
+        top, bottom = fraction_parts(b)
+        inverse = written(Fraction(bottom, top)) if top == 1 else f"{bottom}/{top}"
+        head = f"{a}×{inverse}:" if "/" in inverse else ""
+        if "/" not in a and "/" not in inverse:
+            return [decimal_steps(a, "×", inverse)]
+        steps = fraction_steps(a, "×", inverse)
+        return [head + steps[0], *steps[1:]]
+    if operator == "×":
+        return product_steps(a, b)
+    return sum_steps(a, operator, b)
+
+
+def fraction_parts(text):
+    """'7/12' -> (7, 12); '0.25' -> (1, 4)"""
+    if "/" in text:
+        return tuple(map(int, text.split("/")))
+    return value(text).numerator, value(text).denominator
+
+
+def product_steps(a, b):
+    """Divide by a bottom first where that comes out, else multiply first. Two fractions: both parts."""
+    if "/" in a and "/" in b:
+        (top, bottom), (other_top, other_bottom) = fraction_parts(a), fraction_parts(b)
+        steps = [multiply(top, other_top), multiply(bottom, other_bottom)]
+        return steps + closing(top * other_top, bottom * other_bottom)
+    if "/" in a:
+        a, b = b, a
+    top, bottom = fraction_parts(b)
+    first = value(a) / bottom
+    if first.denominator == 1:
+        steps = [quotient(a, str(bottom))]
+        return steps + ([decimal_steps(written(first), "×", str(top))] if top != 1 else [])
+    product = written(value(a) * top)
+    steps = [decimal_steps(a, "×", str(top))] if top != 1 else []
+    return [*steps, quotient(product, str(bottom))]
+
+
+def sum_steps(a, operator, b):
+    """Over a common denominator."""
+    (top, bottom), (other_top, other_bottom) = fraction_parts(a), fraction_parts(b)
+    common = math.lcm(bottom, other_bottom)
+    steps, tops = [], []
+    for text, part, whole in ((a, top, bottom), (b, other_top, other_bottom)):
+        factor = common // whole
+        if "/" not in text and "." in text:
+            steps.append(f"{text}={part}/{whole}")
+        if factor > 1 and part * factor != factor:
+            steps.append(multiply(part, factor))
+        tops.append(part * factor)
+    if operator == "+":
+        steps.append(add(*tops))
+        total = sum(tops)
+    else:
+        steps.append(subtract(max(tops), min(tops)))
+        total = tops[0] - tops[1]
+    return steps + closing(total, common)
+
+
+def closing(top, bottom):
+    """What is left of top/bottom: reduced, then divided where that ends."""
+    if top <= 0:
+        return []
+    steps = [reduce(top, bottom)] if math.gcd(top, bottom) > 1 else []
+    number = Fraction(top, bottom)
+    if number.denominator > 1 and "/" not in written(number):
+        steps.append(quotient(str(number.numerator), str(number.denominator)))
+    return steps
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Reading back
+# ------------------------------------------------------------------------------------------------------------
+
+CLAIM = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})(?:~(\d+))?=({NUMBER})")
+QUOTIENT_CLAIM = re.compile(r"(\d+)÷(\d+)商(\d+)余(\d+)")
+
+
+def claims(text):
+    """Every calculation that a text states, as [(claim, is it true)]; what follows a result is not read."""
+    found = []
+    for match in CLAIM.finditer(text):
+        a, operator, b, backwards, result = match.groups()
+        try:
+            is_true = evaluate(value(a), operator, value(b)) == value(result)
+        except CannotSpell:
+            is_true = False
+        found.append((match[0], is_true and backwards in (None, result[::-1])))
+    for match in QUOTIENT_CLAIM.finditer(text):
+        a, b, digit, remainder = map(int, match.groups())
+        found.append((match[0], a == b * digit + remainder and remainder < b))
+    return found

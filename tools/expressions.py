@@ -1,0 +1,60 @@
+"""Expressions such as 3×(8-2)^2: evaluated one calculation at a time, each written out."""
+
+import re
+
+from tools.arithmetic import NUMBER, CannotSpell, evaluate, spell, value, written
+
+TOKEN = re.compile(rf"{NUMBER}|\^[23]|[-+×÷()]")
+
+
+def spell_chain(expression):
+    """'3×(8-2)' -> ['8-2=6', '3×6=18'], '18': the calculations as they are evaluated, and the result.
+
+    Raises CannotSpell as spell does, and for what is no expression of numbers, + - × ÷ ^2 ^3 and brackets.
+    """
+    tokens = TOKEN.findall(expression)
+    if "".join(tokens) != expression:
+        raise CannotSpell("not an expression")
+    steps = []
+    result = chain(tokens, steps, "+-")
+    if tokens:
+        raise CannotSpell("not an expression")
+    return steps, written(value(result))
+
+
+def chain(tokens, steps, operators):
+    """The result of the operands that +- or ×÷ join at the front of tokens. Takes those; adds to steps."""
+    result = chain(tokens, steps, "×÷") if operators == "+-" else power(tokens, steps)
+    while tokens and tokens[0] in operators:
+        operator = tokens.pop(0)
+        other = chain(tokens, steps, "×÷") if operators == "+-" else power(tokens, steps)
+        result = calculate(result, operator, other, steps)
+    return result
+
+
+def calculate(a, operator, b, steps):
+    """The result of one calculation, a fraction in brackets; adds the calculation to steps."""
+    steps.append(spell(a, operator, b))
+    result = written(evaluate(value(a), operator, value(b)))
+    return f"({result})" if "/" in result else result
+
+
+def power(tokens, steps):
+    """An operand, or its square or cube, multiplied out."""
+    base = result = operand(tokens, steps)
+    if tokens and tokens[0].startswith("^"):
+        for _ in range(int(tokens.pop(0)[1]) - 1):
+            result = calculate(result, "×", base, steps)
+    return result
+
+
+def operand(tokens, steps):
+    """A number, or the result of a bracket."""
+    if not tokens or not re.fullmatch(rf"{NUMBER}|\(", tokens[0]):
+        raise CannotSpell("not an expression")
+    if (token := tokens.pop(0)) != "(":
+        return token
+    result = chain(tokens, steps, "+-")
+    if not tokens or tokens.pop(0) != ")":
+        raise CannotSpell("not an expression")
+    return result

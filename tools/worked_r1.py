@@ -1,0 +1,141 @@
+"""python tools/worked_r1.py --data_path r1_1024.jsonl --out_dir data/worked
+
+Write every calculation of R1 conversations out in the language of tools/arithmetic.py, and hold problems out.
+
+    worked.jsonl       every calculation that can be spelled is spelled
+    plain.jsonl        the same conversations as they were, for comparison
+    worked_test.jsonl  plain_test.jsonl   the held-out word problems, in the same order
+
+A rationale that a program wrote from an equation (its answer has 列式计算：EQUATION=RESULT) becomes the
+equation and its calculations, one a line. Elsewhere a calculation is replaced where it stands. What is wrong
+or cannot be spelled stays as it is and is counted by reason.
+
+Held out are word problems with an equation, by a hash of their wording without its numbers. So no held-out
+wording is trained on, whatever its numbers.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from infra.cli import UserError, make_parser, run_script
+from infra.files import write_text
+from infra.jsonl import check_file, numbered_lines, parse_line
+from infra.scoring import REPLY
+from tools.arithmetic import NUMBER, CannotSpell, value
+from tools.expressions import spell_chain
+
+HELD_OUT_IN_1000 = 80
+EQUATION = re.compile(rf"列式计算：(.+)={NUMBER}。?\n答案：({NUMBER})")
+CALCULATION = re.compile(
+    rf"(?<![A-Za-z0-9.,+×÷*/^-])(\(*\d[\d./%()]*(?:[-+×÷*][\d./%()]+)+)=({NUMBER})(?![\d./%,])"
+)
+OPERATOR = re.compile(r"[-+×÷*^]")
+
+
+def is_held_out(question: str) -> bool:
+    """Whether to keep a question from training: a hash of its letters alone decides."""
+    wording = "".join(re.findall(r"[^\W\d_]", question))
+    digest = hashlib.sha256(wording.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 1000 < HELD_OUT_IN_1000
+
+
+def worked_reply(reply: str, counts: Counter) -> str:
+    """The reply with its calculations spelled. Adds their numbers to counts[reason] or counts["spelled"]."""
+    form = REPLY.fullmatch(reply)
+    if not form:
+        return reply
+    if equation := EQUATION.search(form[2]):
+        return worked_equation(reply, *equation.groups(), counts)
+    thought = CALCULATION.sub(lambda found: worked_calculation(found, counts), form[1])
+    return reply[: form.start(1)] + thought + reply[form.end(1) :]
+
+
+def worked_equation(reply, equation, stated, counts):
+    """'9×5×12', '540' -> <think> 9×5×12, 9×5=45, 45×12:... </think> <answer> 540 </answer>, one a line"""
+    operators = len(OPERATOR.findall(equation))
+    try:
+        steps = checked_steps(equation, stated)
+    except CannotSpell as reason:
+        counts[str(reason)] += operators
+        return reply
+    counts["spelled"] += operators
+    thought = "\n".join([equation, *steps])
+    return f"<think>\n{thought}\n</think>\n<answer>\n{stated}\n</answer>"
+
+
+def worked_calculation(found, counts):
+    """'5*12+6=66' within a sentence -> '5×12+6:5×12:12×5~06=60得60,60+6~66=66得66'"""
+    expression = found[1].replace("*", "×")
+    operators = len(OPERATOR.findall(expression))
+    try:
+        steps = checked_steps(expression, found[2])
+    except CannotSpell as reason:
+        counts[str(reason)] += operators
+        return found[0]
+    counts["spelled"] += operators
+    return steps[0] if len(steps) == 1 else f"{expression}:{','.join(steps)}得{found[2]}"
+
+
+def checked_steps(expression: str, stated: str) -> list[str]:
+    """The steps of an expression, the last one coming to what is stated. Raises CannotSpell."""
+    steps, result = spell_chain(expression)
+    if not steps:
+        raise CannotSpell("nothing to calculate")
+    if value(result) != value(stated):
+        raise CannotSpell("another result in the source")
+    return steps if result == stated or not stated.endswith("%") else [*steps, f"{result}={stated}"]
+
+
+def work_out(path: Path) -> tuple[dict[str, list], Counter]:
+    """{name of a file: its conversations}, and the calculations by what became of them."""
+    documents, counts = {name: [] for name in ("worked", "plain", "worked_test", "plain_test")}, Counter()
+    for number, line in numbered_lines(check_file(path)):
+        try:
+            messages = parse_line(line, "conversations")
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        replies = [message["content"] for message in messages if message["role"] == "assistant"]
+        question = next((message["content"] for message in messages if message["role"] == "user"), "")
+        if is_held_out(question):
+            if not EQUATION.search(replies[0]):
+                continue
+            names, spelled = ("worked_test", "plain_test"), Counter()
+        else:
+            names, spelled = ("worked", "plain"), counts
+        worked = [
+            {**message, "content": worked_reply(message["content"], spelled)}
+            if message["role"] == "assistant"
+            else message
+            for message in messages
+        ]
+        for name, conversation in zip(names, (worked, messages)):
+            documents[name].append({"conversations": conversation})
+    return documents, counts
+
+
+def main(argv=None):
+    parser = make_parser(__doc__)
+    parser.add_argument("--data_path", default="r1_1024.jsonl", help="R1 conversations, JSONL")
+    parser.add_argument("--out_dir", default="data/worked", help="folder to write into")
+    args = parser.parse_args(argv)
+    documents, counts = work_out(Path(args.data_path))
+    folder = Path(args.out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in documents.items():
+        write_text(
+            folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        )
+        print(f"{folder / name}.jsonl | {len(rows)} conversations")
+    total = counts.total()
+    for reason, count in counts.most_common():
+        print(f"{reason}: {count} of {total} calculations ({count / total:.2%})")
+
+
+if __name__ == "__main__":
+    run_script(main)
