@@ -10,6 +10,7 @@ the row (0 for padding): attention keeps these apart.
 """
 
 import re
+from collections.abc import Iterable
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -141,21 +142,29 @@ class PackedRows(torch.utils.data.Dataset):
         return len(self.first_segment) - 1
 
     def __getitem__(self, row: int) -> Batch:
-        batch, position = empty_row(self.row_length), 0
         segments = self.order[self.first_segment[row] : self.first_segment[row + 1]]
-        for number, segment in enumerate(segments, 1):
-            start, length = int(self.starts[segment]), int(self.lengths[segment])
-            tokens = self.cache.ids[start : start + length + 1]
-            loss_mask = self.cache.loss_mask[start + 1 : start + length + 1]
-            values = tokens[:-1], tokens[1:], self.weight_of_mask[loss_mask], number
-            for tensor, value in zip(batch, values):
-                tensor.numpy()[position : position + length] = value  # numpy() shares the tensor's memory
-            position += length
-        return batch
+        return make_row(map(self.segment, segments), self.row_length)
+
+    def segment(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, loss weights), both one longer than the segment: its last token is only a label."""
+        start = int(self.starts[number])
+        end = start + int(self.lengths[number]) + 1
+        return self.cache.ids[start:end], self.weight_of_mask[self.cache.loss_mask[start:end]]
 
     @property
     def padding_share(self) -> float:
         return 1 - self.useful / (len(self) * self.row_length)
+
+
+def make_row(segments: Iterable[tuple[np.ndarray, np.ndarray]], row_length: int) -> Batch:
+    """A row of segments, each (ids (N + 1), loss weights (N + 1)): N tokens and N labels."""
+    row, position = empty_row(row_length), 0
+    for number, (ids, loss_weights) in enumerate(segments, 1):
+        end = position + len(ids) - 1
+        for tensor, value in zip(row, (ids[:-1], ids[1:], loss_weights[1:], number)):
+            tensor.numpy()[position:end] = value  # numpy() shares the tensor's memory
+        position = end
+    return row
 
 
 def empty_row(row_length: int) -> Batch:

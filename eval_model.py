@@ -1,6 +1,6 @@
 """python eval_model.py --model_mode 2
 
-Talk with the pretrained (0), the SFT (1) or the distilled model (2), or let it answer a file of questions.
+Talk with the pretrained (0), SFT (1), distilled (2) or rewarded (3) model, or let it answer a file.
 
     python eval_model.py --model_mode 2 --prompt "小明有345个苹果，又买了278个，一共有多少个？"
     python eval_model.py --model_mode 2 --score r1_test.jsonl
@@ -26,13 +26,16 @@ from infra.terminal import as_text, print_stream, typed_lines
 from infra.tokenizer import BOS, ChatTokenizer
 from model import WeakWater
 
-MODES = {0: ("pretrain", ["out/pretrain"]), 1: ("SFT", SFT_FOLDERS), 2: ("distill", ["out/distill"])}
+MODES = {
+    0: ("pretrain", ["out/pretrain"]), 1: ("SFT", SFT_FOLDERS),
+    2: ("distill", ["out/distill"]), 3: ("GRPO", ["out/GRPO"]),
+}  # fmt: skip
 GREETING = "Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D ends the program."
 
 
 @dataclass(frozen=True)
 class EvalConfig(Sampling):
-    model_mode: int = flag(2, "0 pretrained, 1 SFT, 2 distilled", choices=list(MODES))
+    model_mode: int = flag(2, "0 pretrained, 1 SFT, 2 distilled, 3 GRPO", choices=list(MODES))
     model_dir: str = flag("", "the checkpoint's folder (default: the mode's, out/pretrain, ...)")
     prompt: str = flag(None, "answer this and exit")
     score: str = flag("", "answer a JSONL file's questions, print the share of right answers, and exit")

@@ -55,7 +55,7 @@ def train(model: WeakWater, rows: PackedRows, config: TrainConfig, validation=No
         run, log = start(model, rows, config, process)
         total_steps, scaler = config.total_steps(len(rows)), run.precision.scaler
         if run.step == total_steps:  # finished, but perhaps killed between two files of its last save
-            save(run, log, rows, config, process)
+            save(run, log, rows, validation or rows, config)
         ddp_model = distributed.wrap_ddp(run.forward, process)
         batches = iter(load_batches(rows, config, process, run.step + 1))
         for step in range(run.step + 1, total_steps + 1):
@@ -92,7 +92,7 @@ def train(model: WeakWater, rows: PackedRows, config: TrainConfig, validation=No
             is_stopped = all_reduce_sum(torch.tensor(len(stopped))) > 0  # one process's signal stops all
             if step % config.save_every == 0 or is_last or is_stopped:
                 with log.paused():
-                    is_saved = save(run, log, rows, config, process)
+                    is_saved = save(run, log, rows, validation or rows, config)
                 if is_last and not is_saved:
                     raise Diverged(f"step {step}: {not_saved(config)}")
             if is_stopped:
@@ -141,10 +141,10 @@ def summed_loss(model, batch: Batch, mask: Callable) -> torch.Tensor:
 
 
 def step_totals(micro_batches: list[Batch]) -> tuple[float, int]:
-    """(loss weight, useful tokens) of a step, over all processes."""
-    sums = [[float(b.loss_weights.sum()), float((b.document_ids > 0).sum())] for b in micro_batches]
+    """(loss weight, useful tokens) of a step, over all processes; of negative weights the absolute value."""
+    sums = [[float(b.loss_weights.abs().sum()), float((b.document_ids > 0).sum())] for b in micro_batches]
     weight, tokens = all_reduce_sum(torch.tensor(sums, dtype=torch.float64).sum(0)).tolist()
-    return weight, int(tokens)
+    return weight or 1.0, int(tokens)  # a step in which nothing teaches has a loss of 0
 
 
 def learning_rate(step: int, total_steps: int, config: TrainConfig) -> float:
@@ -201,16 +201,17 @@ def evaluate(run: Run, rows: PackedRows, config: TrainConfig, process: Process, 
     return {"val_loss": loss, "val_ppl": perplexity, "val_bpb": bits / max(num_bytes, 1)}
 
 
-def save(run: Run, log: Log, rows: PackedRows, config: TrainConfig, process: Process) -> bool:
+def save(run: Run, log: Log, rows: PackedRows, checked: PackedRows, config: TrainConfig) -> bool:
     """Write training_state.pt, the Llama checkpoint and the charts; False, and nothing, if it has diverged.
 
-    The step's loss came before its update and says nothing of the new weights: a batch of rows is evaluated.
+    The step's loss came before its update and says nothing of the new weights: a batch of the rows `checked`
+    is evaluated.
     """
-    if not evaluate(run, rows, config, process, most_batches=1)["val_loss"] < run.watch.worst_loss:
+    if not evaluate(run, checked, config, log.process, most_batches=1)["val_loss"] < run.watch.worst_loss:
         return False
-    if process.rank == 0:
+    if log.process.rank == 0:
         is_finished = run.step == config.total_steps(len(rows))
-        resume.save_run(config.out_dir, run, log, process.world, is_finished)
+        resume.save_run(config.out_dir, run, log, log.process.world, is_finished)
         checkpoint.save_model(run.model, config.out_dir, rows.cache.tokenizer, rows.row_length, is_finished)
         charts.draw_charts(config.out_dir, config.stage)
     return True

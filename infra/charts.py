@@ -9,11 +9,12 @@ CHARTS = {  # name: ({metric: legend}, label of the axis)
     "loss": ({"loss": "training", "val_loss": "validation"}, "loss (nats per token)"),
     "lr": ({"lr": "lr"}, "learning rate"),
     "epoch_Time": ({"epoch_minutes_left": "left"}, "minutes left in the epoch"),
+    "reward": ({"reward": "reward", "teaching": "groups that teach", "entropy": "entropy"}, "share, or nats"),
 }
 
 
 def draw_charts(folder: str | Path, stage: str) -> None:
-    """charts/loss_<stage>.png, lr_<stage>.png and epoch_Time_<stage>.png from metrics.jsonl."""
+    """charts/loss_<stage>.png, lr_<stage>.png, ... of what metrics.jsonl has."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -23,6 +24,8 @@ def draw_charts(folder: str | Path, stage: str) -> None:
     lines = read_metrics(folder / "metrics.jsonl")
     (folder / "charts").mkdir(exist_ok=True)
     for name, (curves, label) in CHARTS.items():
+        if not any(key in line for line in lines for key in curves):
+            continue
         figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
         for key, legend in curves.items():
             if points := [(line["step"], line[key]) for line in lines if line.get(key) is not None]:

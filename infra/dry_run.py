@@ -48,7 +48,7 @@ def dry_run(train, model, rows, config, validation=None, probe=None) -> dict:
     if total_steps < 2:
         found = f"found a run of {total_steps} step, expected at least 2 to be timed"
         raise UserError(f"{found}: more data, or a smaller --batch_size")
-    fitting, first = find_fitting(train, model, rows, config)
+    fitting, first = find_fitting(train, model, rows, config, validation)
     total_steps = fitting.total_steps(len(rows))  # half of an odd number is less
     largest = largest_batch(model, fitting.batch_size, first.state_bytes)
     steps = max(2, min(STEPS, int(MOST_SECONDS / first.step_seconds), total_steps - 1))
@@ -113,11 +113,12 @@ def rehearse(train, model, rows, config, steps: int, validation=None, probe=None
     )
 
 
-def find_fitting(train, model, rows, config):
+def find_fitting(train, model, rows, config, validation):
     """(the config with the micro-batch halved until it fits the memory, its Rehearsal)."""
     while True:
         try:
-            return config, rehearse(train, model, rows, config, steps=min(3, config.total_steps(len(rows))))
+            steps = min(3, config.total_steps(len(rows)))
+            return config, rehearse(train, model, rows, config, steps, validation)
         except torch.OutOfMemoryError:
             pass  # here its traceback still holds what has to go
         if config.batch_size == 1:

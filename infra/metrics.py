@@ -157,12 +157,12 @@ def start_wandb(config):
 
 
 def number_text(name: str, value) -> str:
-    """A loss with four decimals, a perplexity with two, seconds with none, any other float as a share."""
+    """A loss with four decimals, seconds with none, a share in percent; perplexity and the like with two."""
     if not isinstance(value, float):
         return str(value)
     if name.endswith("seconds"):
         return f"{value:.0f}"
-    if name == "val_ppl":
+    if name in ("val_ppl", "entropy", "reply_tokens"):
         return f"{value:.2f}" if value < 1e6 else f"{value:.1e}"
     return f"{value:.4f}" if name.startswith("val_") else f"{value:.1%}"
 

@@ -8,7 +8,7 @@ import pytest
 
 from tools import arithmetic
 from tools.arithmetic import NUMBER, CannotSpell, claims, spell, value, written
-from tools.expressions import spell_chain
+from tools.expressions import restate, spell_chain
 
 BY_HAND = [
     "6×7=42",
@@ -28,7 +28,14 @@ BY_HAND = [
     "7÷12=7/12",
     "54÷6=9",
     "5.4÷0.6:54÷6=9得9",
-    "0.6÷0.1:6÷1=6得6",
+    "0.6÷0.1=6",
+    "1.84÷2:184÷2:18÷2商9余0,4÷2商2余0得92得0.92",
+    "43÷100=0.43",
+    "0.75-3/5:3÷5:3÷5商0余3,点,30÷5商6余0得0.6,0.75-0.6:75-60~51=15得0.15得0.15",
+    "0.5+1/3:0.5=1/2,3+2=5得5/6",
+    "107×(1/5)=107/5",
+    "(1/2)÷(1/5):1/2×5得5/2",
+    "(4/5)÷2:4/5×1/2:4×1=4,5×2=10,4/10约2=2/5得2/5",
     "13.5+2.75:1350+275~5261=1625得16.25",
     "5-8:8-5=3得-3",
     "9.1×0.3:91×3~372=273得2.73",
@@ -105,8 +112,7 @@ def test_every_step_and_the_result_agree_with_fractions(operator):
         ("2×(1+2)^2", ["1+2=3", "3×3=9", "2×9=18"], "18"),
         ("3^3", ["3×3=9", "9×3=27"], "27"),
         ("9-2-3", ["9-2=7", "7-3=4"], "4"),
-        ("80×(1+1/8)", ["1+1/8:8+1=9,9÷8:9÷8商1余1,点,10÷8商1余2,20÷8商2余4,40÷8商5余0得1.125得1.125",
-                        "80×1.125:80×1125:1125×8~0009=9000得90000得90"], "90"),
+        ("80×(1+1/8)", ["1+1/8:8+1=9得9/8", "80×(9/8):80÷8:8÷8商1余0得10,10×9=90得90"], "90"),
         ("6÷(1-1/3)", ["1-1/3:3-1=2得2/3", "6÷(2/3):6×3/2:6÷2=3,3×3=9得9"], "9"),
     ],
 )  # fmt: skip
@@ -139,6 +145,20 @@ def test_chains_agree_with_python(operators):
 def test_what_is_no_expression_is_refused(text):
     with pytest.raises(CannotSpell, match="not an expression"):
         spell_chain(text)
+
+
+@pytest.mark.parametrize(
+    ("result", "stated", "steps"),
+    [
+        ("45", "45", []),
+        ("0.375", "37.5%", ["0.375=37.5%"]),
+        ("5/4", "1.25", ["5÷4:5÷4商1余1,点,10÷4商2余2,20÷4商5余0得1.25"]),
+        ("5/4", "125%", ["5÷4:5÷4商1余1,点,10÷4商2余2,20÷4商5余0得1.25", "1.25=125%"]),
+        ("3/2", "1(1/2)", ["3÷2:3÷2商1余1,点,10÷2商5余0得1.5", "1.5=1(1/2)"]),
+    ],
+)
+def test_a_result_is_restated_as_the_answer_states_it(result, stated, steps):
+    assert restate(result, stated) == steps
 
 
 def test_a_wrong_step_is_found():

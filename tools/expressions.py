@@ -2,7 +2,7 @@
 
 import re
 
-from tools.arithmetic import NUMBER, CannotSpell, evaluate, spell, value, written
+from tools.arithmetic import NUMBER, CannotSpell, quotient, result_of, spell, value, written
 
 TOKEN = re.compile(rf"{NUMBER}|\^[23]|[-+×÷()]")
 
@@ -19,7 +19,7 @@ def spell_chain(expression):
     result = chain(tokens, steps, "+-")
     if tokens:
         raise CannotSpell("not an expression")
-    return steps, written(value(result))
+    return steps, result.strip("()") if "/" in result else result
 
 
 def chain(tokens, steps, operators):
@@ -35,7 +35,7 @@ def chain(tokens, steps, operators):
 def calculate(a, operator, b, steps):
     """The result of one calculation, a fraction in brackets; adds the calculation to steps."""
     steps.append(spell(a, operator, b))
-    result = written(evaluate(value(a), operator, value(b)))
+    result = result_of(steps[-1])
     return f"({result})" if "/" in result else result
 
 
@@ -58,3 +58,14 @@ def operand(tokens, steps):
     if not tokens or tokens.pop(0) != ")":
         raise CannotSpell("not an expression")
     return result
+
+
+def restate(result: str, stated: str) -> list[str]:
+    """The steps from a result to the same number as stated: '3/8', '37.5%' -> ['3÷8:...', '0.375=37.5%']"""
+    if result == stated:
+        return []
+    decimal, steps = written(value(stated)), []
+    if "/" in result and "/" not in decimal:
+        steps.append(quotient(*result.split("/")))
+        result = decimal
+    return steps if result == stated else [*steps, f"{result}={stated}"]

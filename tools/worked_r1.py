@@ -28,7 +28,7 @@ from infra.files import write_text
 from infra.jsonl import check_file, numbered_lines, parse_line
 from infra.scoring import REPLY
 from tools.arithmetic import NUMBER, CannotSpell, value
-from tools.expressions import spell_chain
+from tools.expressions import restate, spell_chain
 
 HELD_OUT_IN_1000 = 80
 EQUATION = re.compile(rf"列式计算：(.+)={NUMBER}。?\n答案：({NUMBER})")
@@ -89,7 +89,7 @@ def checked_steps(expression: str, stated: str) -> list[str]:
         raise CannotSpell("nothing to calculate")
     if value(result) != value(stated):
         raise CannotSpell("another result in the source")
-    return steps if result == stated or not stated.endswith("%") else [*steps, f"{result}={stated}"]
+    return steps + restate(result, stated)
 
 
 def work_out(path: Path) -> tuple[dict[str, list], Counter]:

@@ -1,0 +1,138 @@
+"""Variants and drills: other numbers of the same kinds, worked out, the same for the same seed."""
+
+import json
+import random
+import re
+from fractions import Fraction
+
+import pytest
+
+from infra.cli import UserError
+from infra.scoring import is_right, is_well_formed
+from tools.arithmetic import CannotSpell, claims, value
+from tools.expressions import spell_chain
+from tools.more_problems import Problem, drill, like, main, read_problem, result_kinds, variant, with_numbers
+from tools.worked_r1 import worked_equation
+
+PROBLEMS = [
+    Problem("校园里有36棵树，其中25%是柳树，柳树有几棵？", "36×25%", "9"),
+    Problem("一根绳子长8.4米，用去(1/4)，还剩几米？", "8.4×(1-1/4)", "6.3"),
+    Problem("甲数是12，乙数是24，甲数是乙数的百分之几？", "12÷24", "50%"),
+    Problem("王师傅3小时做45个零件，照这样5小时做几个？", "45÷3×5", "75"),
+    Problem("长方形的长是18米，宽是7米，周长是几米？", "(18+7)×2", "50"),
+]
+
+
+def reply_of(equation, answer):
+    return worked_equation("", equation, answer, {"spelled": 0})
+
+
+@pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.equation)
+def test_a_variant_is_worked_out_with_its_own_numbers(problem):
+    kinds = result_kinds([*spell_chain(problem.equation)[0], problem.answer])
+    for seed in range(20):
+        question, reply = (turn["content"] for turn in variant(problem, random.Random(seed)))
+        equation, answer = re.fullmatch(
+            r"<think>\n(.+)\n[^<]+</think>\n<answer>\n(.+)\n</answer>", reply
+        ).groups()
+        exact = equation.replace("×", "*").replace("÷", "/")
+        exact = re.sub(r"(\d+(?:\.\d+)?)%", r"(\1/100)", exact)
+        exact = re.sub(r"(\d+(?:\.\d+)?)", r"Fraction('\1')", exact)
+        assert value(answer) == eval(exact, {"Fraction": Fraction})
+        assert all(is_true for _, is_true in claims(reply)) and is_well_formed(reply)
+        assert result_kinds([*spell_chain(equation)[0], answer]) == kinds
+        # the wording is the same, and its numbers are those of the equation
+        assert re.sub(r"[\d./%()]", "", question) == re.sub(r"[\d./%()]", "", problem.question)
+        asked = set(re.findall(r"\d+/\d+|\d+(?:\.\d+)?%?", question))
+        in_equation = set(re.findall(r"\d+/\d+|\d+(?:\.\d+)?%?", equation))
+        assert asked <= in_equation, (question, equation)
+
+
+def test_a_number_that_the_question_does_not_name_stays():
+    for seed in range(20):
+        turns = variant(PROBLEMS[4], random.Random(seed))
+        assert turns[1]["content"].splitlines()[1].endswith(")×2")
+
+
+def test_variants_differ_and_a_problem_without_numbers_has_none():
+    found = {variant(PROBLEMS[0], random.Random(seed))[0]["content"] for seed in range(20)}
+    assert len(found) > 10
+    assert variant(Problem("一打鸡蛋几个？", "6×2", "12"), random.Random(0)) is None
+
+
+def test_numbers_that_are_part_of_others_are_not_exchanged():
+    assert with_numbers("3个，13个，3.5米，3%，(3/4)", {"3": "8"}) == "8个，13个，3.5米，3%，(3/4)"
+    assert with_numbers("用去(1/4)，即1/4", {"1/4": "2/5"}) == "用去(2/5)，即2/5"
+
+
+@pytest.mark.parametrize(
+    "number", ["7", "36", "2400", "8.4", "0.25", "3/4", "7/3", "1(1/2)", "25%", "130%", "2.5%"]
+)
+def test_another_number_is_of_the_same_kind_and_size(number):
+    rng = random.Random(1)
+    for _ in range(200):
+        new = like(number, rng)
+        assert re.sub(r"\d+", "", new) == re.sub(r"\d+", "", number), new
+        if "/" not in number:
+            assert value(number) / 4 <= value(new) <= 5 * value(number), new
+            assert len(new.partition(".")[2]) == len(number.partition(".")[2]), new
+        assert (value(new) < 1) == (value(number) < 1) or "/" not in number + new, new
+    assert len({like(number, rng) for _ in range(50)}) > 3
+
+
+@pytest.mark.parametrize(
+    "calculation", [("345", "+", "278"), ("24", "÷", "8"), ("3.5", "×", "2"), ("1", "-", "1/4")]
+)
+def test_a_drill_is_one_calculation_of_the_kind(calculation):
+    kind = "integer" if "/" not in calculation[2] else "fraction"
+    for seed in range(30):
+        question, reply = (turn["content"] for turn in drill(*calculation, random.Random(seed)))
+        steps, result = spell_chain(question.removesuffix("="))
+        assert len(steps) == 1 and reply.splitlines()[1] == steps[0]
+        assert is_right(reply, result)
+        assert ("/" in result) == (kind == "fraction")
+
+
+def write_worked(path):
+    with open(path, "w", encoding="utf-8") as file:
+        for problem in PROBLEMS:
+            question = {"role": "user", "content": problem.question}
+            reply = {"role": "assistant", "content": reply_of(problem.equation, problem.answer)}
+            file.write(json.dumps({"conversations": [question, reply]}, ensure_ascii=False) + "\n")
+        chat = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "你好！"}]
+        file.write(json.dumps({"conversations": chat}, ensure_ascii=False) + "\n")
+
+
+def test_the_file_holds_all_and_is_the_same_for_the_same_seed(tmp_path, capsys):
+    write_worked(tmp_path / "worked.jsonl")
+    texts = []
+    for seed in (0, 0, 1):
+        out = tmp_path / f"more{seed}.jsonl"
+        flags = f"--data_path {tmp_path / 'worked.jsonl'} --out {out} --variants 3 --drills 20 --seed {seed}"
+        main(flags.split())
+        texts.append(out.read_text(encoding="utf-8"))
+    assert texts[0] == texts[1] != texts[2]
+    assert "41 conversations: 6 as they are, 15 variants, 20 drills" in capsys.readouterr().out
+    lines = texts[0].splitlines()
+    assert set((tmp_path / "worked.jsonl").read_text(encoding="utf-8").splitlines()) <= set(lines)
+    assert len(lines) == 41
+
+
+def test_a_file_without_worked_problems_is_refused(tmp_path):
+    (tmp_path / "r1.jsonl").write_text(
+        '{"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n',
+        encoding="utf-8",
+    )
+    with pytest.raises(UserError, match="expected worked word problems, found none: run tools/worked_r1.py"):
+        main(["--data_path", str(tmp_path / "r1.jsonl"), "--out", str(tmp_path / "more.jsonl")])
+
+
+def test_a_problem_is_read_back_from_its_worked_conversation():
+    for problem in PROBLEMS:
+        turns = [("user", problem.question), ("assistant", reply_of(problem.equation, problem.answer))]
+        assert read_problem([{"role": role, "content": content} for role, content in turns]) == problem
+
+
+def test_numbers_below_zero_are_no_variant():
+    with pytest.raises(CannotSpell):
+        spell_chain("3-5-1")

@@ -1,0 +1,235 @@
+"""python tools/more_problems.py --data_path data/worked/worked.jsonl --out data/worked/more.jsonl
+
+More problems from the worked ones of tools/worked_r1.py: the conversations as they are; variants of each word
+problem, its numbers exchanged in question, equation and steps alike; and drills, single calculations of the
+kinds and lengths that the problems need. Shuffled; a seed fixes every byte.
+
+A number keeps its kind and about its size: an integer stays an integer, a share stays below one. So does
+every result on the way. A problem for which no such numbers are found has fewer variants.
+"""
+
+import json
+import math
+import random
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from infra.cli import UserError, make_parser, run_script
+from infra.files import write_text
+from infra.jsonl import check_file, numbered_lines, parse_line
+from tools.arithmetic import NUMBER, CannotSpell, result_of, spell, value, written
+from tools.expressions import restate, spell_chain
+
+TRIES = 300  # draws of new numbers for one variant
+MOST_CHARACTERS = 400  # of a worked reply: longer ones fit no short row
+WORKED = re.compile(rf"<think>\n(.+)\n(?:.+\n)+</think>\n<answer>\n({NUMBER})\n</answer>")
+NUMBERS = re.compile(NUMBER)
+CALCULATION = re.compile(rf"({NUMBER})([-+×÷])({NUMBER})")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A word problem: its question, its equation and the result, as written."""
+
+    question: str
+    equation: str
+    answer: str
+
+
+def read_problem(messages: list[dict]) -> Problem | None:
+    """The word problem of a worked conversation, or None for any other conversation."""
+    if [message["role"] for message in messages] != ["user", "assistant"]:
+        return None
+    found = WORKED.fullmatch(messages[1]["content"])
+    return Problem(messages[0]["content"], found[1], found[2]) if found else None
+
+
+def worked_conversation(question: str, equation: str, steps: list[str], answer: str) -> list[dict]:
+    """The conversation that tools/worked_r1.py makes of a problem; a drill has no equation of its own."""
+    thought = "\n".join([equation, *steps] if equation else steps)
+    reply = f"<think>\n{thought}\n</think>\n<answer>\n{answer}\n</answer>"
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Variants
+# ------------------------------------------------------------------------------------------------------------
+
+
+def variant(problem: Problem, rng: random.Random) -> list[dict] | None:
+    """The problem with other numbers, worked; None where TRIES draws found none that keep every kind."""
+    asked = {plain(number) for number in NUMBERS.findall(problem.question)}
+    exchanged = sorted(
+        {plain(number) for number in NUMBERS.findall(problem.equation)} & asked - {"1", "100%"}
+    )
+    if not exchanged:
+        return None
+    kinds = result_kinds([*spell_chain(problem.equation)[0], problem.answer])
+    for _ in range(TRIES):
+        new = {number: like(number, rng) for number in exchanged}
+        equation = with_numbers(problem.equation, new)
+        try:
+            steps, result = spell_chain(equation)
+            answer = stated_like(result, problem.answer)
+            is_alike = result_kinds([*steps, answer]) == kinds and value(result) > 0
+            steps += restate(result, answer)
+        except CannotSpell:
+            continue
+        if is_alike and sum(map(len, steps)) <= MOST_CHARACTERS:
+            return worked_conversation(with_numbers(problem.question, new), equation, steps, answer)
+    return None
+
+
+def stated_like(result: str, answer: str) -> str:
+    """The result in the form of an answer: '3/8', '50%' -> '37.5%'; '3/8', '0.5' -> '0.375'"""
+    if answer.endswith("%"):
+        return written(value(result) * 100) + "%"
+    return result if "/" in answer else written(value(result))
+
+
+def plain(number: str) -> str:
+    """'(2/7)' -> '2/7'"""
+    return number.strip("()") if number.startswith("(") else number
+
+
+def with_numbers(text: str, new: dict[str, str]) -> str:
+    """The text with each number that is a key of new replaced, brackets around fractions kept."""
+
+    def replaced(match):
+        number = plain(match[0])
+        return match[0].replace(number, new.get(number, number))
+
+    return NUMBERS.sub(replaced, text)
+
+
+def result_kinds(steps: list[str]) -> list[str]:
+    """'integer', 'decimal' or 'fraction' of what each step comes to."""
+    results = map(result_of, steps)
+    return ["fraction" if "/" in text else "decimal" if "." in text else "integer" for text in results]
+
+
+def like(number: str, rng: random.Random) -> str:
+    """Another number of the same kind and about the same size: 2400 -> 1800, 3/4 -> 2/5, 20% -> 35%"""
+    if number.endswith("%"):
+        new = like(number[:-1], rng)
+        return (new if float(new) < 100 or float(number[:-1]) >= 100 else number[:-1]) + "%"
+    if "(" in number:
+        whole, fraction = number[:-1].split("(")
+        return f"{like(whole, rng)}({like(fraction, rng)})"
+    if "/" in number:
+        return like_fraction(*map(int, number.split("/")), rng)
+    digits = number.replace(".", "")
+    places = len(number.partition(".")[2])
+    zeros = 0 if places else len(digits) - len(digits.rstrip("0"))
+    core = int(digits) // 10**zeros
+    low, high = (2, 9) if core < 10 else (max(11, core // 2), core * 2)
+    drawn = rng.randint(low, high) * 10**zeros
+    return written_with_places(drawn, places)
+
+
+def like_fraction(top: int, bottom: int, rng: random.Random) -> str:
+    """Another reduced fraction, below one if this is."""
+    while True:
+        new_bottom = rng.randint(max(2, bottom // 2), bottom + 4)
+        low, high = (1, new_bottom - 1) if top < bottom else (new_bottom + 1, new_bottom * 3)
+        new_top = rng.randint(low, high)
+        if math.gcd(new_top, new_bottom) == 1:
+            return f"{new_top}/{new_bottom}"
+
+
+def written_with_places(digits: int, places: int) -> str:
+    """1250, 2 -> '12.50'"""
+    text = str(digits).rjust(places + 1, "0")
+    return f"{text[:-places]}.{text[-places:]}" if places else text
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Drills
+# ------------------------------------------------------------------------------------------------------------
+
+
+def drill(a: str, operator: str, b: str, rng: random.Random) -> list[dict] | None:
+    """A calculation like a∘b with other numbers: 'a∘b=' and its steps; None where TRIES draws found none."""
+    a, b = plain(a), plain(b)
+    was = result_of(spell(a, operator, b))
+    kinds = result_kinds([was])
+    for _ in range(TRIES):
+        x, y = (
+            like(number, rng) if number != "1" or rng.random() < 0.2 else number
+            for number in (plain(a), plain(b))
+        )
+        if operator == "÷" and kinds == ["integer"] and "/" not in x + y:
+            x = written(value(y) * value(like(was, rng)))
+        if operator == "-" and value(x) < value(y):
+            x, y = y, x
+        x, y = (f"({number})" if "/" in number and operator in "×÷" else number for number in (x, y))
+        try:
+            step = spell(x, operator, y)
+        except CannotSpell:
+            continue
+        if result_kinds([step]) == kinds and len(step) <= MOST_CHARACTERS // 2:
+            return worked_conversation(f"{x}{operator}{y}=", "", [step], result_of(step))
+    return None
+
+
+def calculations(problem: Problem) -> Iterator[tuple[str, str, str]]:
+    """(a, operator, b) of each step of a problem."""
+    for step in spell_chain(problem.equation)[0]:
+        yield CALCULATION.match(step).groups()
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Files
+# ------------------------------------------------------------------------------------------------------------
+
+
+def more_problems(
+    path: Path, variants: int, drills: int, seed: int
+) -> tuple[list[list[dict]], dict[str, int]]:
+    """The conversations of a worked file with variants of each problem and drills, and how many of each."""
+    rng, conversations, problems = random.Random(seed), [], []
+    for number, line in numbered_lines(check_file(path)):
+        try:
+            conversations.append(parse_line(line, "conversations"))
+        except UserError as error:
+            raise UserError(f"{path}:{number}: {error}") from None
+        if problem := read_problem(conversations[-1]):
+            problems.append(problem)
+    if not problems:
+        raise UserError(f"{path}: expected worked word problems, found none: run tools/worked_r1.py first")
+    counts = {"as they are": len(conversations)}
+    new = [variant(problem, rng) for problem in problems for _ in range(variants)]
+    conversations += (found := [conversation for conversation in new if conversation])
+    counts["variants"] = len(found)
+    kinds = [calculation for problem in problems for calculation in calculations(problem)]
+    new = [drill(*rng.choice(kinds), rng) for _ in range(drills)]
+    conversations += (found := [conversation for conversation in new if conversation])
+    counts["drills"] = len(found)
+    rng.shuffle(conversations)
+    return conversations, counts
+
+
+def main(argv=None):
+    parser = make_parser(__doc__)
+    parser.add_argument("--data_path", default="data/worked/worked.jsonl", help="worked conversations, JSONL")
+    parser.add_argument("--out", default="data/worked/more.jsonl", help="the file to write")
+    parser.add_argument("--variants", type=int, default=4, help="of each word problem, at most")
+    parser.add_argument("--drills", type=int, default=40_000, help="single calculations")
+    parser.add_argument("--seed", type=int, default=0, help="of the random draws")
+    args = parser.parse_args(argv)
+    path = Path(args.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    conversations, counts = more_problems(Path(args.data_path), args.variants, args.drills, args.seed)
+    lines = (json.dumps({"conversations": turns}, ensure_ascii=False) + "\n" for turns in conversations)
+    write_text(path, "".join(lines))
+    parts = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(f"{path} | {len(conversations)} conversations: {parts}")
+
+
+if __name__ == "__main__":
+    run_script(main)
