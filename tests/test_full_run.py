@@ -14,18 +14,19 @@ from infra.divergence import Diverged
 from infra.tokenizer import ChatTokenizer
 from tools.full_run import (
     GRADING,
+    STAGES,
     FullRunConfig,
     command_line,
     flags_of,
     main,
     plan,
-    stages,
+    run_stage,
     time_for,
-    train_stage,
     typical,
 )
-from tools.full_run_data import gather, hold_out, word_problems
-from tools.full_run_results import interval, signs_test, tables, texts
+from tools.full_run_data import gather, hold_out, reason, word_problems
+from tools.full_run_results import compared, interval, signs_test, tables, texts
+from tools.worked_r1 import read_conversations
 
 # ---- files ----
 
@@ -63,11 +64,8 @@ def test_shards_are_joined_and_what_is_missing_is_held_out(shards):
         "sft_512": lines,
         "sft_val": lines,
         "sft_1024": lines,
-        "r1_1024": lines[:2520],
-        "r1_test": lines[2520:2800],
+        "r1_1024": lines[:2800],
         "r1_val": lines[2800:],
-        # half of 11,490 bytes: 10 lines of 2, 90 of 3, 900 of 4, 371 of 5
-        "r1_mixed": lines[:2520] + lines[:1371],
     }
 
 
@@ -93,24 +91,62 @@ def test_files_are_not_copied_onto_themselves(shards):
     assert before == {path: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_word_problems_ask_in_chinese_for_a_number(tokenizer, tmp_path):
+def test_held_out_problems_that_were_asked_to_the_letter_or_are_too_long_are_left_out(tokenizer, tmp_path):
     reply = "<think>想</think>\n<answer>{}</answer>".format
-    kept = {"conversations": conversation("3加4等于几？", reply("3+4=7。答案：7"))}
-    others = [
-        ("What is 3 + 4?", reply("7")),
-        ("选哪个？", reply("A")),
-        ("一共多少？", reply("一共有7个。")),
-        ("1加1等于几？", reply("2")),
-        ("几" * 200, reply("7")),
-    ]
-    documents = [*({"conversations": conversation(*other)} for other in others), kept]
-    path = write_jsonl(tmp_path / "a.jsonl", documents)
+    kept = conversation("3加4等于几？", reply("3+4=7。答案：7"))
+    others = [conversation("1加1等于几？", reply("2")), conversation("几" * 200, reply("7"))]
+    problems = [{"conversations": turns} for turns in (*others, kept)]
+    path = write_jsonl(tmp_path / "a.jsonl", problems)
     asked = conversation("你好", "你好", "1加1等于几？", "2")
     trained_on = write_jsonl(tmp_path / "b.jsonl", [{"conversations": asked}])
     tokenizer.save(tmp_path, 512)  # a prompt may have half of it
     found = word_problems(path, tmp_path / "c.jsonl", ChatTokenizer(tmp_path), [trained_on])
     assert found == {"word_problems": 1, "constant_answer": "7", "constant_right": 1}
-    assert json.loads((tmp_path / "c.jsonl").read_text(encoding="utf-8")) == kept
+    assert json.loads((tmp_path / "c.jsonl").read_text(encoding="utf-8")) == {"conversations": kept}
+
+
+def r1_problems(count):
+    """R1 conversations whose rationale a program wrote, each with a wording of its own."""
+    for number in range(count):
+        wording = "".join("甲乙丙丁戊己庚辛壬癸"[int(digit)] for digit in f"{number:03}")
+        a, b = number % 80 + 11, number % 7 + 2
+        answer = f"列式计算：{a}×{b}={a * b}。\n答案：{a * b}"
+        reply = f"<think>\n第一步，{a}×{b}={a * b}。\n</think>\n<answer>\n{answer}\n</answer>"
+        yield conversation(f"{wording}有{a}箱，每箱{b}个，共几个？", reply)
+
+
+def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tmp_path):
+    problems = list(r1_problems(200))
+    write_jsonl(tmp_path / "r1_1024.jsonl", [{"conversations": turns} for turns in problems])
+    write_jsonl(tmp_path / "r1_val.jsonl", [{"conversations": turns} for turns in problems[:3]])
+    talk = [{"conversations": conversation(f"你好{number}", "你好！")} for number in range(2000)]
+    write_jsonl(tmp_path / "sft_512.jsonl", talk)
+    found = reason(tmp_path, variants=2, drills=30, seed=0)
+
+    def asked(name):
+        return [turns[0]["content"] for turns in read_conversations(tmp_path / f"{name}.jsonl")]
+
+    held_out = asked("problems")
+    assert held_out and held_out + asked("plain") != asked("plain")
+    trained = len(problems) - len(held_out)
+    assert found["worked"] == {"as they are": trained, "variants": 2 * trained, "drills": 30}
+    assert found["calculations"] == {"spelled": trained}
+    wordings = {
+        re.sub(r"\d", "", question) for name in ("worked", "worked_reward") for question in asked(name)
+    }
+    assert not wordings & {re.sub(r"\d", "", question) for question in held_out}
+    assert not set(asked("worked_reward")) & set(asked("worked"))
+    for name in ("plain", "worked"):
+        mixed, alone = asked(f"{name}_mixed"), asked(name)
+        assert mixed[: len(alone)] == alone and set(mixed[len(alone) :]) <= {
+            turns["conversations"][0]["content"] for turns in talk
+        }
+        share = (
+            1
+            - (tmp_path / f"{name}.jsonl").stat().st_size / (tmp_path / f"{name}_mixed.jsonl").stat().st_size
+        )
+        assert share == pytest.approx(1 / 3, abs=0.01)
+    assert ":" in (tmp_path / "worked_val.jsonl").read_text(encoding="utf-8")
 
 
 # ---- planning and training ----
@@ -125,80 +161,91 @@ def planning(folder, **changes):
 
 
 def test_time_that_is_left_is_shared_by_what_is_left_to_do():
-    chosen = stages([3e-3, 3e-4])
-    assert time_for(chosen[0], 0.0, chosen, 60) == pytest.approx(3600 * 0.5 / (0.96 + 5 * GRADING))
-    assert time_for(chosen[3], 600.0, chosen, 60) == pytest.approx(3000 * 0.08 / (0.24 + 3 * GRADING))
-    assert time_for(chosen[5], 9999.0, chosen, 60) == 0
+    assert sum(stage.share for stage in STAGES) == pytest.approx(1)
+    assert time_for(STAGES[0], 0.0, 60) == pytest.approx(3600 * 0.24 / (1 + 6 * GRADING))
+    assert time_for(STAGES[4], 600.0, 60) == pytest.approx(3000 * 0.04 / (0.37 + 3 * GRADING))
+    assert time_for(STAGES[5], 9999.0, 60) == 0
 
 
 def with_script(stage, main):
     return replace(stage, script=SimpleNamespace(main=main, RECIPE=stage.script.RECIPE))
 
 
-def test_planned_steps_and_validations_fill_their_share_of_the_time(tmp_path):
+def test_planned_steps_and_validations_fill_their_share_of_the_time(tmp_path, monkeypatch):
     def rehearsal(argv):
         assert argv[-2:] == ["--max_steps=5", "--dry_run"]
         sizes = {"batch_size": 1, "accumulation_steps": 4}  # two rows did not fit
         return {"step_seconds": 0.5, "validation_seconds": 8.0, **sizes}
 
-    first, *others = stages([3e-3])
-    chosen = [with_script(first, rehearsal), *others]
-    found = plan(chosen[0], planning(tmp_path, minutes=20), {"seconds": 32.0}, chosen)
-    share = 1160 * 0.5 / (0.96 + 4 * GRADING)  # of what is left after the rehearsal, which validated once
+    first = with_script(STAGES[0], rehearsal)
+    monkeypatch.setattr("tools.full_run.STAGES", [first, *STAGES[1:]])
+    found = plan(first, planning(tmp_path, minutes=20), {"seconds": 32.0})
+    share = 1160 * 0.24 / (1 + 6 * GRADING)  # of what is left after the rehearsal, which validated once
     assert share - 0.5 < found["steps"] * 0.5 + 4 * 8.0 <= share + 1e-6
     flags = found["flags"]
     assert (flags["batch_size"], flags["accumulation_steps"], flags["max_steps"]) == (1, 4, found["steps"])
-    assert plan(chosen[0], planning(tmp_path, minutes=20), {"seconds": 1200.0}, chosen)["steps"] == 2
+    assert plan(first, planning(tmp_path, minutes=20), {"seconds": 1200.0})["steps"] == 2
     of_tokens = planning(tmp_path, minutes=20, pretrain_tokens=3 * 2048)
-    assert plan(chosen[0], of_tokens, {"seconds": 32.0}, chosen)["steps"] == 3
+    assert plan(first, of_tokens, {"seconds": 32.0})["steps"] == 3
 
 
 def test_planning_measures_a_validation_and_leaves_nothing_behind(data, tokenizer, tmp_path):
-    chosen = stages([3e-3])
     for name in ("tokenizer", "data"):
         (tmp_path / name).mkdir()
     tokenizer.save(tmp_path / "tokenizer", 512)
     for name in ("pretrain", "pretrain_val"):
         lines = data[name].read_bytes().splitlines(keepends=True)
         (tmp_path / f"data/{name}.jsonl").write_bytes(b"".join(lines[:60]))
-    found = plan(chosen[0], planning(tmp_path, minutes=20, step_tokens=512), {"seconds": 30.0}, chosen)
+    found = plan(STAGES[0], planning(tmp_path, minutes=20, step_tokens=512), {"seconds": 30.0})
     assert found["steps"] > 2 and found["validation_seconds"] > 0 and found["step_seconds"] > 0
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "data"}
 
 
-def test_every_distillation_is_planned_alike_but_for_its_rate_and_data(tmp_path):
-    chosen = stages([3e-3, 3e-4])
+def test_both_distillations_are_planned_alike_but_for_their_data(tmp_path):
+    worked, plain = STAGES[3], STAGES[6]
     config = planning(tmp_path, step_tokens=8192, most_tokens=8192, compile=True)
-    first = plan(chosen[3], config, {}, chosen)
+    first = plan(worked, config, {})
     often = {"eval_every": 2, "save_every": 1, "log_every": 1}
     assert first["steps"] == 6
-    assert first["flags"] == {"batch_size": 8, "accumulation_steps": 1, "max_steps": 6, **often}
-    parts = {"plan distill_0.003": {**first, "steps": 7}}
-    assert plan(chosen[4], config, parts, chosen) == {**first, "steps": 7}
-    flags, other, mixed = (flags_of(stage, config) for stage in chosen[3:6])
+    assert first["flags"] == {"batch_size": 16, "accumulation_steps": 1, "max_steps": 6, **often}
+    assert plan(plain, config, {"plan worked": {**first, "steps": 7}}) == {**first, "steps": 7}
+    flags, others = flags_of(worked, config), flags_of(plain, config)
     assert flags["compile"] is True and "max_steps" not in flags
-    assert other == flags | {"learning_rate": 3e-4, "out_dir": tmp_path / "distill_0.0003"}
-    mixed_file = {"data_path": tmp_path / "data/r1_mixed.jsonl", "out_dir": tmp_path / "distill_0.003_mixed"}
-    assert mixed == flags | mixed_file
+    files = {"data_path": tmp_path / "data/plain_mixed.jsonl", "val_path": tmp_path / "data/plain_val.jsonl"}
+    assert others == flags | files | {"out_dir": tmp_path / "plain"}
     assert command_line({"compile": True, "resume": False, "seed": 0}) == ["--compile", "--seed=0"]
 
 
+def test_a_step_of_grpo_has_its_own_number_of_questions(tmp_path):
+    config = planning(tmp_path)  # two rows of 1024 in a step, one in a micro-batch
+    flags = flags_of(STAGES[5], config)
+    assert (flags["batch_size"], flags["accumulation_steps"], flags["max_seq_len"]) == (16, 1, 1024)
+    assert flags["init_from"] == flags_of(STAGES[4], config)["init_from"] == tmp_path / "worked"
+    assert flags["val_path"] == tmp_path / "data/worked_val.jsonl"
+
+
 def test_no_stage_reads_its_start_from_the_folder_that_it_writes(tmp_path):
-    flags = [flags_of(stage, planning(tmp_path)) for stage in stages([3e-3, 3e-4])]
+    flags = [flags_of(stage, planning(tmp_path)) for stage in STAGES]
     assert len({flag["out_dir"] for flag in flags}) == len(flags)
     assert all(flag.get("init_from") != flag["out_dir"] for flag in flags)
 
 
-def test_a_distillation_that_diverges_is_reported_and_left(tmp_path):
+def test_a_stage_after_sft_that_fails_is_reported_and_left(tmp_path):
     def diverge(argv):
         raise Diverged(f"step 3 at {argv[-1]}")
 
-    first, _, _, distillation, _ = stages([3e-3])
-    planned, config = {"flags": {"max_steps": 9}}, planning(tmp_path)
-    found = train_stage(with_script(distillation, diverge), planned, config)
-    assert found == {"diverged": "step 3 at --max_steps=9"}
+    def do(name, title, work):
+        if name not in parts:
+            parts[name] = work()
+        return parts[name]
+
+    planned = {"steps": 9, "flags": {"max_steps": 9}}
+    config, parts = planning(tmp_path), {"plan worked": planned, "plan pretrain": planned}
+    run_stage(with_script(STAGES[3], diverge), config, parts, do)
+    assert parts["worked"] == {"failed": "step 3 at --max_steps=9"}
+    assert "grade worked" not in parts
     with pytest.raises(Diverged):  # all the other stages go on from it
-        train_stage(with_script(first, diverge), planned, config)
+        run_stage(with_script(STAGES[0], diverge), config, parts, do)
 
 
 def test_typical_leaves_out_what_compiled_and_averages_the_end():
@@ -227,17 +274,18 @@ def test_signs_test_is_the_one_worked_out_by_hand():
 
 @pytest.fixture
 def parts():
-    """A report.json in which one of two distillations diverged, and one model was graded against another."""
+    """A report.json in which one of two distillations failed."""
     trained = {
         "step": 9, "tokens": 2_500_000, "train_seconds": 90, "tokens_per_second": 31234.5, "mfu": 0.25,
         "loss": 2.0, "val_loss": 2.5, "val_ppl": 12.18, "val_bpb": 0.9, "parameters": 12345,
     }  # fmt: skip
     replies = {"你好，请介绍一下你自己。": "长" * 999, "What is 17 plus 26?": "44"}
     graded = {
-        "questions": 40, "reasoning_accuracy": 0.05, "right": [3, 4], "interval": [0.01, 0.17],
-        "well_formed": 0.5, "ordinary_loss": 3.25, "replies": replies,
+        "questions": 40, "right": [3, 4], "well_formed": 0.5, "ordinary_loss": 3.25, "replies": replies,
+        "equation_right": 0.25, "calculations_right": 0.975, "reply_tokens": 61.4,
+        "by_kind": {"1 steps": [2, 30], "fractions": [0, 10]},
     }  # fmt: skip
-    against = {"model": "SFT_1024", "won": 5, "lost": 1, "p": 0.21875}
+    changed = {"longer numbers": {**graded, "questions": 20, "right": [7]}}
     return {
         "settings": {"device": "a later card", "preset": "tiny", "torch": "2", "dtype": "bfloat16"},
         "commands": ["python a"],
@@ -245,33 +293,54 @@ def parts():
         "tokens": {"word_problems": 40, "constant_answer": "7", "constant_right": 3},
         "pretrain": {**trained, "device": "a card"},
         "SFT_1024": trained,
-        "distill_1e+09": {"diverged": "step 3"},
-        "distill_0.003": {**trained, "device": "another"},
+        "plain": {"failed": "step 3"},
+        "worked": {**trained, "device": "another"},
+        "GRPO": trained,
         "grade SFT_1024": graded,
-        "grade distill_0.003": {**graded, "against": against},
+        "grade worked": graded,
+        "majority": {"right": [3, 9, 11]},
+        "changed": {**changed, "seconds": 9.0},
+        "grade GRPO": {**graded, "right": [4, 5, 6, 7, 8, 9]},
     }
 
 
 def test_tables_tell_what_was_measured(parts):
-    found = tables(parts, stages([3e-3, 1e9]))
+    found = tables(parts, STAGES)
     assert "12,345 parameters; a card, then another, torch 2, bfloat16; 10 minutes in all" in found
     row = "| pretrain | 9 | 2.5M | 1.5 | 31,234 | 25.0% | 2.000 | 2.500 | 12.18 | 0.900 |"
     assert f"\n{row}\n" in found
-    assert "\n| distill_1e+09 | diverged |" in found and found.count("distill_1e+09") == 1
-    row = "| distill_0.003 | 2 of 40, 5.0% | 1.0% to 17.0% | +5 -1 (p = 0.22) | 50.0% | 3.250 |"
-    assert f"\n{row}\n| always 7 | 3 of 40, 7.5% |" in found
-    bars = [line.count("|") for line in found.splitlines() if line.startswith("|")]
-    assert bars == [11] * 6 + [7] * 5  # each table's rows are as wide as its head
+    assert "\n| plain | failed |" in found
+    rungs = [
+        "| SFT_1024 | 2 of 40, 5.0% | 1.4% to 16.5% | - | 25.0% | 97.5% | 61 | 50.0% | 3.250 |",
+        "| worked | 2 of 40, 5.0% | 1.4% to 16.5% | - | 25.0% | 97.5% | 61 | 50.0% | 3.250 |",
+        "| worked, majority of 16 | 3 of 40, 7.5% | 2.6% to 19.9% | worked: +2 -1 (p = 1)"
+        + 4 * " | -"
+        + " | 3.250 |",
+        "| GRPO | 6 of 40, 15.0% | 7.1% to 29.1% | worked: +5 -1 (p = 0.22) | 25.0% | 97.5% | 61 | 50.0%"
+        " | 3.250 |",
+        "| always 7 | 3 of 40, 7.5% | - | - | - | - | - | - | - |",
+    ]
+    assert "\n" + "\n".join(rungs) + "\n" in found
+    assert "\n| fractions | 0 of 10, 0.0% | 0 of 10, 0.0% | 0 of 10, 0.0% |\n" in found
+    assert "\n| longer numbers | 1 of 20, 5.0% | 25.0% | 97.5% |\n" in found
+    tables_found = [part for part in found.split("\n\n") if part.startswith("|")]
+    assert len(tables_found) == 4
+    for lines in tables_found:  # each table's rows are as wide as its head
+        assert len({line.count("|") for line in lines.strip().splitlines()}) == 1
+
+
+def test_a_comparison_counts_the_questions_that_only_one_got_right():
+    assert compared({"right": [1, 2, 3, 4, 5, 6]}, {"right": [6, 7]}, "other") == "other: +5 -1 (p = 0.22)"
 
 
 def test_tables_can_be_written_before_anything_is_trained(parts):
     before = {name: parts[name] for name in ("settings", "commands", "seconds")}
-    assert "a later card, torch 2" in tables(before, stages([3e-3]))
-    assert texts(before, stages([3e-3])) == "\n"
+    assert "a later card, torch 2" in tables(before, STAGES)
+    assert texts(before, STAGES) == "\n"
 
 
 def test_long_replies_are_cut_and_known_answers_judged(parts):
-    found = texts(parts, stages([3e-3]))
+    found = texts(parts, STAGES)
     assert "长" * 300 + " ... (999 characters in all)\n" in found and "长" * 301 not in found
     assert "> What is 17 plus 26? (wrong, expected 43)\n" in found and "> 你好，请介绍一下你自己。\n" in found
 
@@ -285,8 +354,7 @@ def test_long_replies_are_cut_and_known_answers_judged(parts):
         ("--validations 0", "--validations (0)"),
         ("--minutes -1", "--minutes (-1.0)"),
         ("--minutes inf", "--minutes (inf)"),
-        ("--distill_rates 3e-3 3e-3", "--distill_rates (0.003 0.003)"),
-        ("--distill_rates 3e-3 0", "--distill_rates (0.003 0)"),
+        ("--variants -1", "--variants (-1)"),
         ("--last none", "--last 'none' is unknown"),
     ],
 )
@@ -322,7 +390,7 @@ def test_full_run_can_be_repeated_when_bad_lines_are_fixed(data, tmp_path):
 
 @pytest.fixture
 def full_data(data, tmp_path):
-    """A folder with all files but r1_test, pretrain in shards, and three word problems to be held out."""
+    """A folder with all files, pretrain in shards, and R1 with problems whose steps a program wrote."""
     folder = tmp_path / "data"
     folder.mkdir()
     lines = data["pretrain"].read_bytes().splitlines(keepends=True)
@@ -332,9 +400,9 @@ def full_data(data, tmp_path):
         shutil.copy(data[name], folder / f"{name}.jsonl")
     for name, source in {"sft_512": "sft", "sft_1024": "sft", "r1_1024": "r1"}.items():
         shutil.copy(data[source], folder / f"{name}.jsonl")
-    problem = conversation("3加4等于几？", "<think>3+4=7</think>\n<answer>答案：7</answer>")
     with open(folder / "r1_1024.jsonl", "a", encoding="utf-8") as file:
-        file.write(3 * (json.dumps({"conversations": problem}) + "\n"))
+        for turns in r1_problems(60):
+            file.write(json.dumps({"conversations": turns}) + "\n")
     return folder
 
 
@@ -342,7 +410,7 @@ def full_data(data, tmp_path):
 def test_full_run_goes_on_after_a_stage_and_reports_all_of_them(data, full_data, tmp_path, capsys):
     out = tmp_path / "out"
     shape = "--preset tiny --vocab_size 500 --step_tokens 2048 --most_tokens 1024 --max_new_tokens 8"
-    budgets = "--distill_rates 1e-3 --pretrain_tokens 6144 --sft_tokens 4096"
+    budgets = "--variants 1 --drills 20 --pretrain_tokens 6144 --sft_tokens 4096 --grpo_tokens 32768"
     flags = f"--data_dir {full_data} --out_dir {out} --device cpu {shape} {budgets}".split()
     main([*flags, "--last", "pretrain"])
     before = json.loads((out / "report.json").read_text())
@@ -354,23 +422,25 @@ def test_full_run_goes_on_after_a_stage_and_reports_all_of_them(data, full_data,
     capsys.readouterr()
     main([*flags, "--distill_tokens", "4096"])
     after = json.loads((out / "report.json").read_text())
-    assert capsys.readouterr().out.count("done before") == 6 and after["pretrain"] == before["pretrain"]
-    trained = ["SFT_512", "SFT_1024", "distill_0.001", "distill_0.001_mixed"]
+    assert capsys.readouterr().out.count("done before") == 7 and after["pretrain"] == before["pretrain"]
+    trained = ["SFT_512", "SFT_1024", "worked", "plain", "GRPO"]
     assert {*trained, *(f"grade {name}" for name in trained)} <= set(after)
+    assert after["own replies"]["kept"] == 0 and "failed" in after["rejection"]  # so little was learned
     grade, validated = after["grade SFT_1024"], after["SFT_1024"]["val_loss"]
     assert grade["ordinary_loss"] == pytest.approx(validated, abs=1e-3)
-    assert grade["questions"] == after["tokens"]["word_problems"] == 3
-    assert len((out / "distill_0.001/replies.jsonl").read_text(encoding="utf-8").splitlines()) == 3
+    assert grade["questions"] == after["tokens"]["word_problems"] > 1
+    replies = (out / "worked/replies.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(replies) == grade["questions"] and "equation_right" in json.loads(replies[0])
+    changes = {"other numbers", "longer numbers", "a distraction", "seconds"}
+    assert set(after["changed"]) == changes and "right" in after["majority"]
 
     written = (out / "results/experiments.md").read_text(encoding="utf-8")
-    for once in ("\n| pretrain | 3 |", "\n| distill_0.001 | 2 |", "## SFT_1024 replies"):
+    for once in ("\n| pretrain | 3 |", "\n| worked | 2 |", "## SFT_1024 replies"):
         assert written.count(once) == 1
     kept = {path.relative_to(out / "results").as_posix() for path in (out / "results").rglob("*.*")}
-    charts = {"charts_pretrain/loss_pretrain.png", "charts_SFT/lr_SFT_1024.png", "charts_Distill/rates.png"}
-    assert {*charts, "metrics/distill_0.001.jsonl", "report.json"} <= kept
-    held_out, trained_on = (
-        (out / "data/r1_test.jsonl").read_bytes(),
-        (out / "data/r1_1024.jsonl").read_bytes(),
-    )
-    assert trained_on + held_out == (full_data / "r1_1024.jsonl").read_bytes()
-    assert 0 < len(held_out) < len(trained_on)
+    charts = {
+        "charts_pretrain/loss_pretrain.png",
+        "charts_SFT/lr_SFT_1024.png",
+        "charts_GRPO/reward_GRPO.png",
+    }
+    assert {*charts, "metrics/worked.jsonl", "report.json"} <= kept

@@ -5,11 +5,12 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
+from conftest import conversation, write_jsonl
 
 from infra.cli import UserError
 from infra.scoring import is_right, is_well_formed
 from tools.arithmetic import claims, value
-from tools.worked_r1 import is_held_out, main, work_out, worked_reply
+from tools.worked_r1 import is_held_out, main, read_conversations, work_out, worked_reply
 
 PROGRAM = (
     "<think>\n先读题，题目中出现的数有：9、5、12。\n根据数量关系可以列式：9×5×12。\n第一步，9×5=45；\n第二步，45×12=540。\n"
@@ -101,20 +102,30 @@ def write_problems(path, count=300):
 def test_files_hold_the_same_conversations_in_the_same_order(tmp_path, capsys):
     write_problems(tmp_path / "r1.jsonl")
     main(["--data_path", str(tmp_path / "r1.jsonl"), "--out_dir", str(tmp_path / "worked")])
-    found = {}
-    for name in ("worked", "plain", "worked_test", "plain_test"):
-        lines = (tmp_path / "worked" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        found[name] = [json.loads(line)["conversations"] for line in lines]
-    assert len(found["worked"]) + len(found["worked_test"]) == 300 and len(found["worked_test"]) > 5
-    for name in ("worked", "worked_test"):
-        plain = found[name.replace("worked", "plain")]
-        assert [turns[0] for turns in found[name]] == [turns[0] for turns in plain]
-        for (_, worked), (question, as_it_was) in zip(found[name], plain):
-            assert is_held_out(question["content"]) == (name == "worked_test")
-            assert is_right(worked["content"], as_it_was["content"])
-            stated = claims(worked["content"])
-            assert stated and all(is_true for _, is_true in stated)
+    found = {
+        name: list(read_conversations(tmp_path / "worked" / f"{name}.jsonl"))
+        for name in ("worked", "plain", "problems")
+    }
+    everything = list(read_conversations(tmp_path / "r1.jsonl"))
+    assert [turns for turns in everything if is_held_out(turns[0]["content"])] == found["problems"]
+    assert [turns for turns in everything if not is_held_out(turns[0]["content"])] == found["plain"]
+    assert len(found["problems"]) > 5
+    for (asked, worked), (question, as_it_was) in zip(found["worked"], found["plain"], strict=True):
+        assert asked == question and is_right(worked["content"], as_it_was["content"])
+        stated = claims(worked["content"])
+        assert stated and all(is_true for _, is_true in stated)
     assert "spelled: " in capsys.readouterr().out
+
+
+def test_only_questions_whose_answer_is_a_number_become_problems(tmp_path):
+    wordings = [first + second for first in "天地人你我他" for second in "东南西北上中下"]
+    held_out = [wording for wording in wordings if is_held_out(wording)]
+    turns = [conversation(wording, as_reply("想", answer)) for wording in wordings for answer in ("7", "是")]
+    turns.append(conversation("What is 3+4?", as_reply("3+4=7", "7")))
+    write_jsonl(tmp_path / "r1.jsonl", [{"conversations": messages} for messages in turns])
+    found, _ = work_out(tmp_path / "r1.jsonl")
+    assert held_out and [messages[0]["content"] for messages in found["problems"]] == held_out
+    assert len(found["plain"]) == len(turns) - 2 * len(held_out) and found["plain"][-1] == turns[-1]
 
 
 def test_a_bad_line_is_named(tmp_path):

@@ -1,16 +1,19 @@
 """python tools/full_run.py --data_dir data
 
-The whole path on real text: tokenizer, pretraining, SFT on rows of 512 and of 1024 tokens, distillation at
-several learning rates and, at the first of them, on a mix with ordinary conversations; scores and replies.
+The whole path on real text: tokenizer, pretraining, SFT on rows of 512 and of 1024 tokens, distillation from
+R1 with its calculations written out and from R1 as it is, both mixed with ordinary conversations; then reward
+by rejection sampling and by GRPO. All models are graded on the same held-out word problems.
 
 The folder holds pretrain, sft_512, sft_1024 and r1_1024, each as .jsonl or .jsonl.xz, or in shards
 (pretrain-00.jsonl, ...). Their last lines are held out for validation, unless there are pretrain_val, sft_val
-and r1_val; more of r1_1024 is held out for its Chinese word problems, on which the models are graded.
+and r1_val; the word problems of r1_1024 that models are graded on are chosen by their wording
+(tools/worked_r1.py).
 
-A stage trains on its budget of tokens or, with --minutes, on what fits into its share of the time left. All
-distillations take equally many steps; one that diverges is reported and left. The same command continues a
-stopped run, also on another machine, or with other budgets for the stages to come. Results are written as
-they come: report.json, experiments.md, each stage's replies.jsonl; results/ has copies of all that is small.
+A stage trains on its budget of tokens or, with --minutes, on what fits into its share of the time left. Both
+distillations take equally many steps. What fails after SFT is reported and left. The same command continues a
+stopped run, also on another machine, or with other budgets for the stages to come: --last tokens prepares the
+data where there is no card. Results are written as they come: report.json, experiments.md, each stage's
+replies.jsonl; results/ has copies of all that is small.
 
 On a CPU (this is the run of EXPERIMENTS.md):
 
@@ -22,7 +25,7 @@ import math
 import shlex
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, median
 
@@ -32,26 +35,33 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 import distill
+import GRPO
 import pretrain
 import SFT
-import train_tokenizer
 from Config import DEVICES_HELP, DTYPES, PRESETS
 from infra.cli import Flags, UserError, flag, parse_args, run_script
 from infra.device import dtype_name, pick_device, pick_dtype
 from infra.distributed import world_size
-from infra.divergence import Diverged
 from infra.jsonl import BAD_LINE_ADVICE
 from infra.metrics import read_metrics
 from infra.report import Report
 from infra.resume import STATE
 from model import WeakWater
-from tools.full_run_data import HELD_OUT, MIX, gather, tokenize
-from tools.full_run_results import continuations, grade, publish, tables
+from tools.full_run_data import HELD_OUT, OWN, gather, make_tokenizer, reason, sample_own, tokenize
+from tools.full_run_results import (
+    continuations,
+    grade,
+    grade_changed,
+    grade_majority,
+    publish,
+    tables,
+)
+from tools.ladder import VOTES
 
 GRADING = 0.01  # of the time, for each stage that is graded
 MAY_CHANGE = (  # from one start of a run to the next
-    "minutes", "pretrain_tokens", "sft_tokens", "distill_tokens", "most_tokens", "validations",
-    "distill_rates", "last", "data_dir", "out_dir", "num_workers", "device", "compile", "torch",
+    "minutes", "pretrain_tokens", "sft_tokens", "distill_tokens", "grpo_tokens", "most_tokens", "validations",
+    "last", "data_dir", "out_dir", "num_workers", "device", "compile", "torch",
 )  # fmt: skip
 BATCH = ("batch_size", "accumulation_steps")
 
@@ -65,30 +75,29 @@ class FullRunConfig(Flags):
     minutes: float = flag(0, "for everything together, about (default: as many as the tokens take)", least=0)
     pretrain_tokens: float = flag(0, "positions to train on, at most (default: 350e6)", least=0)
     sft_tokens: float = flag(0, "the same, in each of two phases (default: 40e6 and 20e6)", least=0)
-    distill_tokens: float = flag(0, "the same, in each distillation (default: 15e6)", least=0)
+    distill_tokens: float = flag(0, "the same, in each distillation (default: 40e6)", least=0)
+    grpo_tokens: float = flag(0, "the same, in rewarded rows (default: 3e6)", least=0)
+    variants: int = flag(3, "of each word problem, its numbers exchanged", least=0)
+    drills: int = flag(40_000, "single calculations to train on", least=0)
     step_tokens: int = flag(80 * 512, "positions in one step", above=0)
     most_tokens: int = flag(80 * 512, "positions in a micro-batch, at most", above=0)
     validations: int = flag(10, "in each stage", above=0)
     rate_scale: float = flag(
         1.0, "factor of pretraining's and SFT's rates: 2 for a few hundred steps", above=0
     )
-    distill_rates: tuple[float, ...] = flag((3e-3, 3e-4, 1e-6), "learning rates to distil with")
     max_new_tokens: int = flag(512, "tokens in a reply", above=0)
     num_workers: int = flag(0, "processes that prepare batches", least=0)
     seed: int = flag(42, "of weights and order", least=0)
     dtype: str = flag("auto", "arithmetic of the matrix products", choices=DTYPES)
     device: str = flag("", DEVICES_HELP)
     compile: bool = flag(False, "torch.compile also on a CPU, which needs a C++ compiler")
-    last: str = flag("", "stop after this stage: pretrain, SFT_512, SFT_1024, distill_0.003, ...")
+    last: str = flag("", "stop after tokens (the data), or after a stage: pretrain, SFT_512, ...")
 
     def __post_init__(self):
         super().__post_init__()
         if world_size() > 1:
             raise UserError("found torchrun, expected one process: it alone copies and cuts the files")
-        rates, names = self.distill_rates, [stage.name for stage in stages(self.distill_rates)]
-        if not all(0 < rate < math.inf for rate in rates) or len(set(names)) < len(names):
-            found = " ".join(f"{rate:g}" for rate in rates)
-            raise UserError(f"--distill_rates ({found}) must be greater than 0 and all different")
+        names = ["tokens", *(stage.name for stage in STAGES)]
         if self.last and self.last not in names:
             raise UserError(f"--last {self.last!r} is unknown, expected one of {', '.join(names)}")
 
@@ -101,32 +110,32 @@ class Stage:
     tokens: float  # the default budget, in positions: useful tokens and padding
     share: float  # of the time
     start: str = ""  # the stage that it starts from; the results of those that have one are graded
+    against: str = ""  # the stage that its grade is compared with
     max_seq_len: int = 512
     learning_rate: float = 0.0  # 0: the script's own
+    rows: int = 0  # in one step; 0: as many as make up step_tokens
 
     @property
     def recipe(self) -> str:
         return self.script.RECIPE.stage
 
 
-def stages(rates) -> list[Stage]:
-    """What is trained, in order; the last distillation is on the mix, at the first of the learning rates."""
-    distillation = Stage("", distill, "r1_1024", 15e6, 0.24 / (len(rates) + 1), "SFT_1024", 1024)
-    distillations = [replace(distillation, name=f"distill_{rate:g}", learning_rate=rate) for rate in rates]
-    return [
-        Stage("pretrain", pretrain, "pretrain", 350e6, 0.5),
-        Stage("SFT_512", SFT, "sft_512", 40e6, 0.14, "pretrain"),
-        Stage("SFT_1024", SFT, "sft_1024", 20e6, 0.08, "SFT_512", 1024),
-        *distillations,
-        replace(distillations[0], name=f"{distillations[0].name}_mixed", data=MIX),
-    ]
+STAGES = [
+    Stage("pretrain", pretrain, "pretrain", 350e6, 0.24),
+    Stage("SFT_512", SFT, "sft_512", 40e6, 0.08, "pretrain"),
+    Stage("SFT_1024", SFT, "sft_1024", 20e6, 0.04, "SFT_512", "SFT_512", max_seq_len=1024),
+    Stage("worked", distill, "worked_mixed", 40e6, 0.27, "SFT_1024", "plain"),
+    Stage("rejection", distill, OWN, 5e6, 0.04, "worked", "worked", learning_rate=1e-3),
+    Stage("GRPO", GRPO, "worked_reward", 3e6, 0.06, "worked", "worked", max_seq_len=1024, rows=16),
+    Stage("plain", distill, "plain_mixed", 40e6, 0.27, "SFT_1024", "SFT_1024"),  # for comparison
+]
 
 
 def flags_of(stage: Stage, config: FullRunConfig) -> dict:
     """The flags of the stage's script, but for what `plan` decides."""
     folder, data, length = config.out_dir, config.out_dir / "data", stage.max_seq_len
-    rows, most_rows = max(1, config.step_tokens // length), max(1, config.most_tokens // length)
-    micro_batches = math.ceil(rows / most_rows)
+    rows = stage.rows or max(1, config.step_tokens // length)
+    micro_batches = 1 if stage.rows else math.ceil(rows / max(1, config.most_tokens // length))
     flags = {name: getattr(config, name) for name in ("seed", "dtype", "device", "num_workers", "compile")}
     val = f"{stage.data.split('_')[0]}_val"  # of sft_512: sft_val
     flags |= {"data_path": data / f"{stage.data}.jsonl", "val_path": data / f"{val}.jsonl"}
@@ -143,9 +152,9 @@ def command_line(flags: dict) -> list[str]:
     return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()]
 
 
-def plan(stage: Stage, config: FullRunConfig, parts: dict, chosen: list[Stage]) -> dict:
+def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
     """{"steps", "flags", ...}: steps for the budget of tokens, or for the stage's share of the time."""
-    first = next(other for other in chosen if (other.recipe, other.start) == (stage.recipe, stage.start))
+    first = next(other for other in STAGES if (other.recipe, other.start) == (stage.recipe, stage.start))
     if first is not stage:  # another distillation
         return {name: parts[f"plan {first.name}"][name] for name in ("steps", "flags")}
     flags, measured = flags_of(stage, config), {}
@@ -161,7 +170,7 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict, chosen: list[Stage]) 
         measured["start_seconds"] = max(0.0, time.perf_counter() - start - found["validation_seconds"])
     if config.minutes:
         starting, validating = measured["start_seconds"], measured["validation_seconds"]
-        seconds = time_for(stage, parts["seconds"] + starting + validating, chosen, config.minutes)
+        seconds = time_for(stage, parts["seconds"] + starting + validating, config.minutes)
         seconds -= starting + config.validations * validating
         fitting = int(seconds / measured["step_seconds"])
         if fitting < 2:
@@ -173,18 +182,40 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict, chosen: list[Stage]) 
     return {"steps": steps, "flags": decided, **measured}
 
 
-def time_for(stage: Stage, spent: float, chosen: list[Stage], minutes: float) -> float:
+def time_for(stage: Stage, spent: float, minutes: float) -> float:
     """Seconds for a stage: what is left of the minutes is divided by the shares of all that is left to do."""
-    left = chosen[chosen.index(stage) :]
+    left = STAGES[STAGES.index(stage) :]
     shares = sum(other.share + GRADING * bool(other.start) for other in left)
     return max(0.0, minutes * 60 - spent) * stage.share / shares
 
 
-def train_stage(stage: Stage, planned: dict, config: FullRunConfig) -> dict:
-    """The last value of each metric, but what is `typical` of loss and speed; device, seconds and parameters.
+def run_stage(stage: Stage, config: FullRunConfig, parts: dict, do) -> None:
+    """Plan a stage, train it and look at the result, each with `do(name, title, work)`."""
+    name = stage.name
 
-    A distillation that diverges gives {"diverged": why}: other learning rates may do better.
-    """
+    def attempt(work):
+        """What work() returns; of a stage after SFT that fails, {"failed": why}: the others go on."""
+        try:
+            return work()
+        except (UserError, FileNotFoundError) as error:
+            if not stage.against:
+                raise
+            print(error)
+            return {"failed": str(error)}
+
+    if stage.data == OWN:
+        do("own replies", "sampling for rejection", lambda: sample_own(config))
+    planned = do(f"plan {name}", f"{name}: planning", lambda: attempt(lambda: plan(stage, config, parts)))
+    if "failed" not in planned:
+        trained = do(name, name, lambda: attempt(lambda: train_stage(stage, planned, config)))
+        if not stage.start:
+            do("continuations", "continued texts", lambda: continuations(config))
+        elif "failed" not in trained:
+            do(f"grade {name}", f"{name}: grading", lambda: grade(stage, config))
+
+
+def train_stage(stage: Stage, planned: dict, config: FullRunConfig) -> dict:
+    """The last value of each metric, but of loss and speed what is `typical`; device, seconds, parameters."""
     folder = config.out_dir / stage.name
     flags = flags_of(stage, config) | planned["flags"] | {"resume": (folder / STATE).is_file()}
     try:
@@ -192,11 +223,6 @@ def train_stage(stage: Stage, planned: dict, config: FullRunConfig) -> dict:
     except SystemExit:  # Ctrl-C or SIGTERM
         print("here: run the same full_run.py command again, and it continues from the last save")
         raise
-    except Diverged as error:
-        if stage.recipe != "distill":
-            raise
-        print(error)
-        return {"diverged": str(error)}
     found = {**last, **typical(read_metrics(folder / "metrics.jsonl")), "device": processor(config.device)}
     found["train_seconds"] = round(last["seconds"], 1)
     return found | {"parameters": WeakWater.from_pretrained(folder).num_parameters()}
@@ -219,22 +245,22 @@ def processor(name: str) -> str:
 
 def prepare_data(do, report: Report, config: FullRunConfig) -> None:
     """Files, tokenizer and tokens. After a UserError, the next run reads the files anew."""
-    data, tokenizer = config.out_dir / "data", config.out_dir / "tokenizer"
-    flags = {"data_path": data / "pretrain.jsonl", "vocab_size": config.vocab_size, "out_dir": tokenizer}
+    data = config.out_dir / "data"
     try:
         do("data", "data", lambda: gather(config.data_dir, data))
-        do("tokenizer", "tokenizer", lambda: train_tokenizer.main(command_line(flags)) or {})
+        do("problems", "worked R1", lambda: reason(data, config.variants, config.drills, config.seed))
+        do("tokenizer", "tokenizer", lambda: make_tokenizer(config.out_dir, config.vocab_size))
         do("tokens", "tokens", lambda: tokenize(config.out_dir))
     except UserError as error:
-        report.forget("data", "tokenizer")
+        report.forget("data", "problems", "tokenizer")
         ends = ", ".join(f"{name} of {source}" for name, (source, _) in HELD_OUT.items())
         advice = f"Fix it in {config.data_dir}, then rerun (shards are joined, and ends held out: {ends})"
-        raise UserError(str(error).replace(BAD_LINE_ADVICE, advice)) from None
+        raise UserError(f"{str(error).removesuffix(f'. {BAD_LINE_ADVICE}')}. {advice}") from None
 
 
 def main(argv=None):
     config = parse_args(FullRunConfig(), __doc__, argv)
-    folder, chosen = config.out_dir, stages(config.distill_rates)
+    folder = config.out_dir
     settings = asdict(config) | {"data_dir": str(config.data_dir), "out_dir": str(folder)}
     settings |= {"device": processor(config.device), "torch": torch.__version__}
     settings["dtype"] = dtype_name(pick_dtype(config.dtype, pick_device(config.device)))
@@ -246,22 +272,21 @@ def main(argv=None):
 
     def do(name, title, work):
         if report.do(name, title, work):
-            publish(folder, report.parts, chosen)
+            publish(folder, report.parts, STAGES)
         return report.parts[name]
 
     prepare_data(do, report, config)
-    for stage in chosen:
+    for stage in STAGES if config.last != "tokens" else []:
         name = stage.name
         torch.compiler.reset()  # else rows of another length than before would be compiled for any length
-        planned = do(f"plan {name}", f"{name}: planning", lambda: plan(stage, config, report.parts, chosen))
-        trained = do(name, name, lambda: train_stage(stage, planned, config))
-        if not stage.start:
-            do("continuations", "continued texts", lambda: continuations(config))
-        elif "diverged" not in trained:
-            do(f"grade {name}", f"{name}: grading", lambda: grade(stage, config, report.parts))
+        if "failed" not in report.parts.get(stage.start, {}):
+            run_stage(stage, config, report.parts, do)
         if name == config.last:
             break
-    print(f"\n{tables(report.parts, chosen)}\neverything: {folder / 'experiments.md'}")
+    if not config.last and "grade worked" in report.parts:
+        do("changed", "changed problems", lambda: grade_changed("worked", config))
+        do("majority", f"a majority of {VOTES}", lambda: grade_majority("worked", config))
+    print(f"\n{tables(report.parts, STAGES)}\neverything: {folder / 'experiments.md'}")
 
 
 if __name__ == "__main__":

@@ -1,26 +1,51 @@
-"""The files of tools/full_run.py: each gathered in one piece, the ends of some held out, all tokenized."""
+"""The files of tools/full_run.py: each in one piece, ends of some held out, R1 worked out, all tokenized."""
 
 import lzma
 import re
 import shutil
 from collections import Counter, deque
+from itertools import chain, islice
 from pathlib import Path
 
+from Config import LLMConfig
 from dataset import open_tokens, prompt_ids
+from eval_model import EvalConfig, load
+from generate import Sampling
 from infra.cli import UserError
 from infra.jsonl import numbered_lines, parse_line
 from infra.scoring import final_answer, number_value
+from infra.text_sample import sample_lines, texts_of
 from infra.tokenizer import ChatTokenizer
+from tools.more_problems import more_problems, read_problem
+from tools.own_replies import own_replies
+from tools.worked_r1 import (
+    first_turn,
+    read_conversations,
+    work_out,
+    worked_conversation,
+    write_conversations,
+)
+from train_tokenizer import save_tokenizer, train_tokenizer
 
 FILES = ("pretrain", "sft_512", "sft_1024", "r1_1024")
 HELD_OUT = {  # unless it is there: from the end of which file, and how many lines, at most a tenth of all
     "pretrain_val": ("pretrain", 1500),
     "sft_val": ("sft_512", 500),
     "r1_val": ("r1_1024", 200),
-    "r1_test": ("r1_1024", 700),
 }
-MIX = "r1_mixed"  # r1_1024 and the beginning of sft_512
-MIXED_IN = 0.5  # bytes of sft_512 for each byte of r1_1024
+LEARNED_FROM = {"pretrain": "text", "sft_512": "conversations", "worked": "conversations"}  # the tokenizer
+TOKENIZED = (
+    "sft_1024",
+    "plain_mixed",
+    "worked_mixed",
+    "worked_reward",
+    "pretrain_val",
+    "sft_val",
+    "plain_val",
+    "worked_val",
+)
+OWN, OWN_QUESTIONS, OWN_REPLIES = "worked_own", 4000, 4  # for rejection sampling
+MIXED_IN = 0.5  # bytes of sft_512 for each byte of R1
 
 
 def gather(data_dir: Path, folder: Path) -> dict:
@@ -41,7 +66,6 @@ def gather(data_dir: Path, folder: Path) -> dict:
         else:
             source, lines = HELD_OUT[name]
             hold_out(folder / f"{source}.jsonl", folder / f"{name}.jsonl", lines)
-    mix(folder / "r1_1024.jsonl", folder / "sft_512.jsonl", folder / f"{MIX}.jsonl")
     sizes = {name: (folder / f"{name}.jsonl").stat().st_size for name in parts_by_name}
     return {"megabytes": {name: round(size / 1e6, 1) for name, size in sizes.items()}}
 
@@ -95,6 +119,53 @@ def mix(path: Path, other: Path, to: Path) -> None:
             mixed.write(line)
 
 
+def reason(folder: Path, variants: int, drills: int, seed: int) -> dict:
+    """From r1_1024 and r1_val the files that reasoning is learned from; returns how many of what they have.
+
+    plain_mixed: R1 as it is. worked_mixed: worked out, with variants and drills. Both are mixed with
+    conversations. worked_reward: variants with numbers of their own, R1 as it is where there are none.
+    problems: held out of all of these.
+    """
+    found, counts = work_out(folder / "r1_1024.jsonl")
+    worked, sizes = more_problems(found["worked"], variants, drills, seed)
+    write_conversations(folder / "worked.jsonl", worked)
+    write_conversations(folder / "plain.jsonl", found["plain"])
+    for name in ("plain", "worked"):
+        mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", folder / f"{name}_mixed.jsonl")
+    problems = [turns for turns in found["worked"] if read_problem(turns)]
+    others, _ = more_problems(problems, 1, 0, seed + 1)
+    asked = {first_turn(turns)[0] for turns in worked}
+    reward = [turns for turns in others if first_turn(turns)[0] not in asked]
+    write_conversations(folder / "worked_reward.jsonl", reward or found["plain"])
+    write_conversations(folder / "problems.jsonl", found["problems"])
+    plain_val = list(read_conversations(folder / "r1_val.jsonl"))
+    write_conversations(folder / "plain_val.jsonl", plain_val)
+    worked_val = [worked_conversation(turns, Counter()) for turns in plain_val]
+    write_conversations(folder / "worked_val.jsonl", worked_val)
+    return {"calculations": dict(counts), "worked": sizes}
+
+
+def sample_own(config) -> dict:
+    """Write what the `worked` model answers rightly to worked_reward, mixed with conversations."""
+    data = config.out_dir / "data"
+    model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / "worked"), device=config.device))
+    asked = list(islice(read_conversations(data / "worked_reward.jsonl"), OWN_QUESTIONS))
+    sampling = Sampling(temperature=1.0, max_new_tokens=min(256, config.max_new_tokens), seed=config.seed)
+    found, counts = own_replies(model, tokenizer, asked, OWN_REPLIES, sampling)
+    write_conversations(data / "own.jsonl", found)
+    mix(data / "own.jsonl", data / "sft_512.jsonl", data / f"{OWN}.jsonl")
+    return counts
+
+
+def make_tokenizer(folder: Path, vocab_size: int) -> dict:
+    """Learned from texts, conversations and worked R1, up to equally many bytes of each."""
+    data = folder / "data"
+    texts = (texts_of(sample_lines(data / f"{name}.jsonl"), field) for name, field in LEARNED_FROM.items())
+    tokenizer = train_tokenizer(chain.from_iterable(texts), vocab_size)
+    save_tokenizer(tokenizer, folder / "tokenizer", LLMConfig().max_position_embeddings)
+    return {"vocab_size": vocab_size}
+
+
 def tokenize(folder: Path) -> dict:
     """Tokenize the files in `folder`/data; returns the tokens of each, and what `word_problems` does.
 
@@ -102,36 +173,32 @@ def tokenize(folder: Path) -> dict:
     nothing behind, does not have to tokenize.
     """
     data, tokenizer, tokens = folder / "data", ChatTokenizer(folder / "tokenizer"), {}
-    for name in (*FILES, *HELD_OUT, MIX):
+    for name in ("pretrain", "sft_512", *TOKENIZED):
         field = "text" if name.startswith("pretrain") else "conversations"
         tokens[name] = len(open_tokens(data / f"{name}.jsonl", tokenizer, field).ids)
-    trained_on = [data / f"{name}.jsonl" for name in FILES if name != "pretrain"]
-    found = word_problems(data / "r1_test.jsonl", data / "word_problems.jsonl", tokenizer, trained_on)
+    trained_on = [data / f"{name}.jsonl" for name in ("sft_512", "sft_1024", "plain")]
+    found = word_problems(data / "problems.jsonl", data / "word_problems.jsonl", tokenizer, trained_on)
     if not found["word_problems"]:
-        print("the end of r1_1024 has no Chinese questions whose answer is a number: nothing will be graded")
+        print("r1_1024 has no Chinese questions whose answer is a number: nothing will be graded")
     return {"tokens": tokens, **found}
 
 
 def word_problems(path: Path, to: Path, tokenizer: ChatTokenizer, trained_on: list[Path]) -> dict:
-    """Write the conversations of a file that ask in Chinese for a number.
+    """Write the held-out problems that the files `trained_on` do not ask to the letter, and whose prompts
+    take at most half the context.
 
-    Left out are questions that the files `trained_on` ask to the letter, and prompts of more than half the
-    context. Returns {"word_problems": count, "constant_answer": the commonest, "constant_right": its count}.
+    Returns {"word_problems": count, "constant_answer": the commonest, "constant_right": its count}.
     """
     lines = (line for other in trained_on for _, line in numbered_lines(other))
     messages = (message for line in lines for message in parse_line(line, "conversations"))
     asked = {message["content"] for message in messages if message["role"] == "user"}
     kept, answers = [], Counter()
-    for _, line in numbered_lines(path):
-        messages = parse_line(line, "conversations")
-        first_reply = [message["role"] for message in messages].index("assistant")
-        prompt, answer = messages[:first_reply], number_value(final_answer(messages[first_reply]["content"]))
-        question = next((message["content"] for message in prompt if message["role"] == "user"), "")
-        if answer is None or not re.search("[\u4e00-\u9fff]", question) or question in asked:
-            continue
-        if len(prompt_ids(tokenizer, prompt)) <= tokenizer.max_length // 2:
-            kept.append(line.rstrip(b"\n") + b"\n")
-            answers[answer] += 1
-    to.write_bytes(b"".join(kept))
+    for turns in read_conversations(path):
+        question, reply = first_turn(turns)
+        prompt = turns[: [message["role"] for message in turns].index("assistant")]
+        if question not in asked and len(prompt_ids(tokenizer, prompt)) <= tokenizer.max_length // 2:
+            kept.append(turns)
+            answers[number_value(final_answer(reply))] += 1
+    write_conversations(to, kept)
     [(commonest, count)] = answers.most_common(1) or [("", 0)]
     return {"word_problems": len(kept), "constant_answer": str(commonest), "constant_right": count}

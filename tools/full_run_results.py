@@ -2,8 +2,8 @@
 
 import json
 import math
+import random
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +13,11 @@ from dataset import PackedRows, open_tokens, prompt_ids
 from eval_model import EvalConfig, load
 from generate import Sampling, generate, judged_replies
 from infra.distributed import Process
-from infra.files import write_atomically, write_text
-from infra.metrics import read_metrics
-from infra.questions import read_questions
+from infra.files import write_text
 from infra.scoring import is_right, is_well_formed, shares
 from infra.tokenizer import BOS
+from tools.ladder import VOTES, changed_problems, look_into, majority, prompts_of
+from tools.worked_r1 import read_conversations
 from trainer import evaluate, prepare
 
 BEGINNINGS = ("中国的首都是", "春天来了，", "The")
@@ -35,10 +35,17 @@ TRAINING_HEAD = "stage | steps | useful tokens | minutes | tokens/s | MFU"
 TRAINING_HEAD += " | loss | val_loss | val_ppl | bits per byte"
 TRAINING_ROW = "{name} | {step} | {millions:.1f}M | {minutes:.1f} | {tokens_per_second:,.0f} | {mfu}"
 TRAINING_ROW += " | {loss:.3f} | {val_loss:.3f} | {val_ppl:.2f} | {val_bpb:.3f}"
-GRADES_HEAD = "model | right, of held-out Chinese word problems | 95% interval"
-GRADES_HEAD += " | won and lost against the model before | well formed | loss of ordinary replies"
-CHARTS = {"pretrain": "charts_pretrain", "SFT": "charts_SFT", "distill": "charts_Distill"}
-CURVES = {"val_loss": "validation loss (nats per token)", "well_formed": "share of well-formed replies"}
+LADDER = ("SFT_512", "SFT_1024", "plain", "worked", "rejection", "GRPO")  # rungs, the lowest first
+GRADES_HEAD = "model | right, of held-out Chinese word problems | 95% interval | won and lost against"
+GRADES_HEAD += (
+    " | equation right | calculations right | tokens a reply | well formed | loss of ordinary replies"
+)
+CHARTS = {
+    "pretrain": "charts_pretrain",
+    "SFT": "charts_SFT",
+    "distill": "charts_Distill",
+    "GRPO": "charts_GRPO",
+}
 MOST_SHOWN = 300  # characters of a reply in experiments.md; report.json has all
 
 
@@ -56,31 +63,52 @@ def signs_test(won: int, lost: int) -> float:
     return min(1.0, 2 * sum(math.comb(count, smaller) for smaller in range(min(won, lost) + 1)) / 2**count)
 
 
-def grade(stage, config, parts: dict) -> dict:
+def grade(stage, config) -> dict:
     """What a model that converses is worth: word problems, the loss of ordinary replies, sample replies.
 
-    right: the numbers of the word problems that it gets right. against: how many of them it won and lost by
-    going on from `stage.start`, with the p-value of that.
+    right: the numbers of the word problems that it gets right.
     """
     folder, data = config.out_dir / stage.name, config.out_dir / "data"
     model, tokenizer = load(EvalConfig(model_dir=str(folder), device=config.device))
-    problems, found = data / "word_problems.jsonl", {"questions": 0}
-    if problems.stat().st_size:
-        questions = read_questions(problems, partial(prompt_ids, tokenizer))
-        most = min(config.max_new_tokens, tokenizer.max_length // 2)
-        judged = judged_replies(model, tokenizer, questions, most, shows_progress=True)
+    found = {"questions": 0}
+    if conversations := list(read_conversations(data / "word_problems.jsonl")):
+        judged, found = answer(model, tokenizer, conversations, config)
         lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in judged]
         write_text(folder / "replies.jsonl", "".join(lines))
-        right = [number for number, one in enumerate(judged) if one["is_right"]]
-        found = {"questions": len(judged), **shares(judged), "right": right}
-        found["interval"] = interval(found["reasoning_accuracy"], len(judged))
-        if before := parts.get(f"grade {stage.start}"):
-            won, lost = len(set(right) - set(before["right"])), len(set(before["right"]) - set(right))
-            found["against"] = {"model": stage.start, "won": won, "lost": lost, "p": signs_test(won, lost)}
     found["ordinary_loss"] = loss_on(model, tokenizer, data / "sft_val.jsonl", config.dtype)
     prompts = [prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question in QUESTIONS]
     replies = generate(model, prompts, Sampling(max_new_tokens=config.max_new_tokens))
     return {**found, "replies": dict(zip(QUESTIONS, map(tokenizer.decode, replies)))}
+
+
+def grade_changed(name: str, config) -> dict:
+    """{change: what `answer` finds} for the held-out problems, changed."""
+    model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / name), device=config.device))
+    conversations = list(read_conversations(config.out_dir / "data/word_problems.jsonl"))
+    changed = changed_problems(conversations, random.Random(config.seed))
+    return {change: answer(model, tokenizer, those, config)[1] for change, those in changed.items() if those}
+
+
+def grade_majority(name: str, config) -> dict:
+    """{"right": numbers of the word problems that a majority of sampled replies gets right}."""
+    model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / name), device=config.device))
+    conversations = read_conversations(config.out_dir / "data/word_problems.jsonl")
+    questions = prompts_of(tokenizer, conversations)
+    return majority(model, tokenizer, questions, most_tokens(tokenizer, config), config.seed)
+
+
+def most_tokens(tokenizer, config) -> int:
+    """In a reply: a prompt may have half the context."""
+    return min(config.max_new_tokens, tokenizer.max_length // 2)
+
+
+def answer(model, tokenizer, conversations: list, config) -> tuple[list[dict], dict]:
+    """The verdicts on greedy replies to the first questions, and what they come to."""
+    questions = prompts_of(tokenizer, conversations)
+    judged = judged_replies(model, tokenizer, questions, most_tokens(tokenizer, config), shows_progress=True)
+    found = look_into(judged, questions, [len(tokenizer.encode(one["reply"])) for one in judged])
+    right = [number for number, one in enumerate(judged) if one["is_right"]]
+    return judged, {"questions": len(judged), **shares(judged), **found, "right": right}
 
 
 def loss_on(model, tokenizer, path: Path, dtype: str) -> float:
@@ -105,7 +133,6 @@ def tables(parts: dict, chosen: list) -> str:
     """The machine, the trainings and the grades of report.json, in Markdown."""
     about, names = parts["settings"], [stage.name for stage in chosen]
     trained = {name: parts[name] for name in names if name in parts}
-    graded = {name: parts[f"grade {name}"] for name in names if f"grade {name}" in parts}
     devices = [row["device"] for row in trained.values() if "device" in row] or [about["device"]]
     device = ", then ".join(dict.fromkeys(devices))
     parameters = f"{trained['pretrain']['parameters']:,} parameters; " if trained else ""
@@ -113,11 +140,9 @@ def tables(parts: dict, chosen: list) -> str:
     lines = [f"# {device}, preset {about['preset']}", "", "```bash", *parts["commands"], "```", ""]
     lines += [f"{parameters}{device}, torch {about['torch']}, {about['dtype']}; {minutes}"]
     lines += table(TRAINING_HEAD, [training_row(name, row) for name, row in trained.items()])
-    rows = [grade_row(name, row) for name, row in graded.items()]
-    if rows and (known := parts["tokens"])["word_problems"]:
-        right = of_all(known["constant_right"], known["word_problems"])
-        rows.append(f"always {known['constant_answer']} | {right}" + 4 * " | -")
-    return "\n".join(lines + (table(GRADES_HEAD, rows) if rows else [])) + "\n"
+    rows = ladder(parts, chosen)
+    lines += (table(GRADES_HEAD, rows) if rows else []) + details(parts, chosen)
+    return "\n".join(lines) + "\n"
 
 
 def table(head: str, rows: list[str]) -> list[str]:
@@ -125,21 +150,66 @@ def table(head: str, rows: list[str]) -> list[str]:
 
 
 def training_row(name: str, row: dict) -> str:
-    if "diverged" in row:
-        return f"{name} | diverged" + 8 * " | -"
+    if "failed" in row:
+        return f"{name} | failed" + 8 * " | -"
     mfu = f"{row['mfu']:.1%}" if "mfu" in row else "-"
     cells = {"millions": row["tokens"] / 1e6, "minutes": row["train_seconds"] / 60, "mfu": mfu}
     return TRAINING_ROW.format(**row | cells, name=name)
 
 
-def grade_row(name: str, row: dict) -> str:
-    right = bounds = formed = against = "-"
-    if row["questions"]:
-        right, formed = of_all(len(row["right"]), row["questions"]), f"{row['well_formed']:.1%}"
-        bounds = "{:.1%} to {:.1%}".format(*row["interval"])
-    if "against" in row:
-        against = "+{won} -{lost} (p = {p:.2g})".format(**row["against"])
-    return f"{name} | {right} | {bounds} | {against} | {formed} | {row['ordinary_loss']:.3f}"
+def ladder(parts: dict, chosen: list) -> list[str]:
+    """A row for each model that was graded, for its majority, and for the commonest answer."""
+    known, rows = parts.get("tokens", {}), []
+    rungs = sorted((stage for stage in chosen if stage.name in LADDER), key=lambda it: LADDER.index(it.name))
+    for stage in rungs:
+        if row := parts.get(f"grade {stage.name}"):
+            rows.append(grade_row(stage.name, row, stage.against, parts))
+            if stage.name == "worked" and "majority" in parts:
+                same = {name: row[name] for name in ("questions", "ordinary_loss")}
+                voted = {**same, "right": parts["majority"]["right"]}
+                rows.append(grade_row(f"worked, majority of {VOTES}", voted, "worked", parts))
+    if rows and known["word_problems"]:
+        right = of_all(known["constant_right"], known["word_problems"])
+        rows.append(f"always {known['constant_answer']} | {right}" + 7 * " | -")
+    return rows
+
+
+def grade_row(name: str, row: dict, against: str, parts: dict) -> str:
+    if not row["questions"]:
+        return f"{name} | -" + 6 * " | -" + f" | {row['ordinary_loss']:.3f}"
+    count, other = row["questions"], parts.get(f"grade {against}")
+    bounds = "{:.1%} to {:.1%}".format(*interval(len(row["right"]) / count, count))
+    cells = [name, of_all(len(row["right"]), count), bounds, compared(row, other, against) if other else "-"]
+    for key in ("equation_right", "calculations_right", "reply_tokens", "well_formed"):
+        cells.append(
+            "-" if key not in row else f"{row[key]:.0f}" if key == "reply_tokens" else f"{row[key]:.1%}"
+        )
+    return " | ".join([*cells, f"{row['ordinary_loss']:.3f}"])
+
+
+def compared(row: dict, other: dict, name: str) -> str:
+    """'plain: +12 -3 (p = 0.035)': the questions that only this model, and only the other one, got right."""
+    won, lost = len(set(row["right"]) - set(other["right"])), len(set(other["right"]) - set(row["right"]))
+    return f"{name}: +{won} -{lost} (p = {signs_test(won, lost):.2g})"
+
+
+def details(parts: dict, chosen: list) -> list[str]:
+    """Right answers by kind of problem, and to changed problems."""
+    graded = {stage.name: parts.get(f"grade {stage.name}", {}) for stage in chosen}
+    graded = {name: row for name, row in graded.items() if row.get("by_kind")}
+    if not graded:
+        return []
+    kinds = sorted({kind for row in graded.values() for kind in row["by_kind"]})
+    rows = [" | ".join([kind, *(of_all(*row["by_kind"][kind]) for row in graded.values())]) for kind in kinds]
+    lines = table(" | ".join(["problems with", *graded]), rows)
+    changed = [
+        f"{change} | {of_all(len(found['right']), found['questions'])} | {found['equation_right']:.1%}"
+        f" | {found['calculations_right']:.1%}"
+        for change, found in parts.get("changed", {}).items()
+        if change != "seconds"
+    ]
+    head = "worked, the problems with | right | equation right | calculations right"
+    return lines + (table(head, changed) if changed else [])
 
 
 def of_all(right: int, count: int) -> str:
@@ -180,28 +250,3 @@ def publish(folder: Path, parts: dict, chosen: list) -> None:
         if path.is_file():
             (folder / "results" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(path, folder / "results" / name)
-    if (folder / "results" / CHARTS["distill"]).is_dir():
-        draw_rates(folder, [stage.name for stage in chosen if stage.recipe == "distill"])
-
-
-def draw_rates(folder: Path, names: list[str]) -> None:
-    """Validation loss and share of well-formed replies of each distillation, side by side."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, both = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for axes, (key, label) in zip(both, CURVES.items()):
-        for name in names:
-            lines = read_metrics(folder / name / "metrics.jsonl")
-            if points := [(line["step"], line[key]) for line in lines if key in line]:
-                rate = name.removeprefix("distill_").replace("_", ", ")
-                axes.plot(*zip(*points), label=f"learning rate {rate}", marker="o", markersize=3)
-        axes.set(xlabel="step", ylabel=label)
-        axes.grid(alpha=0.3)
-    both[1].set_ylim(-0.03, 1.03)
-    both[0].legend()
-    path = folder / "results" / CHARTS["distill"] / "rates.png"
-    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
-    pyplot.close(figure)

@@ -8,23 +8,24 @@ A number keeps its kind and about its size: an integer stays an integer, a share
 every result on the way. A problem for which no such numbers are found has fewer variants.
 """
 
-import json
 import math
 import random
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from infra.cli import UserError, make_parser, run_script
-from infra.files import write_text
-from infra.jsonl import check_file, numbered_lines, parse_line
 from tools.arithmetic import NUMBER, CannotSpell, result_of, spell, value, written
 from tools.expressions import restate, spell_chain
+from tools.worked_r1 import read_conversations, write_conversations
 
+ENOUGH_FOR_CORES = 2000  # to be made: fewer are sooner made by one
 TRIES = 300  # draws of new numbers for one variant
 MOST_CHARACTERS = 400  # of a worked reply: longer ones fit no short row
 WORKED = re.compile(rf"<think>\n(.+)\n(?:.+\n)+</think>\n<answer>\n({NUMBER})\n</answer>")
@@ -188,30 +189,32 @@ def calculations(problem: Problem) -> Iterator[tuple[str, str, str]]:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def more_problems(
-    path: Path, variants: int, drills: int, seed: int
-) -> tuple[list[list[dict]], dict[str, int]]:
-    """The conversations of a worked file with variants of each problem and drills, and how many of each."""
-    rng, conversations, problems = random.Random(seed), [], []
-    for number, line in numbered_lines(check_file(path)):
-        try:
-            conversations.append(parse_line(line, "conversations"))
-        except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
-        if problem := read_problem(conversations[-1]):
-            problems.append(problem)
-    if not problems:
-        raise UserError(f"{path}: expected worked word problems, found none: run tools/worked_r1.py first")
-    counts = {"as they are": len(conversations)}
-    new = [variant(problem, rng) for problem in problems for _ in range(variants)]
-    conversations += (found := [conversation for conversation in new if conversation])
-    counts["variants"] = len(found)
+def more_problems(worked: list, variants: int, drills: int, seed: int) -> tuple[list, dict[str, int]]:
+    """Worked conversations with up to `variants` of each problem and with drills, and how many of each."""
+    rng, problems = random.Random(seed), [problem for turns in worked if (problem := read_problem(turns))]
     kinds = [calculation for problem in problems for calculation in calculations(problem)]
-    new = [drill(*rng.choice(kinds), rng) for _ in range(drills)]
-    conversations += (found := [conversation for conversation in new if conversation])
-    counts["drills"] = len(found)
+    wanted = [(rng.random(), problem) for problem in problems for _ in range(variants)]
+    drilled = [(rng.random(), rng.choice(kinds)) for _ in range(drills if kinds else 0)]
+    found = {"as they are": worked, "variants": made(new_variant, wanted), "drills": made(new_drill, drilled)}
+    conversations = [turns for some in found.values() for turns in some]
     rng.shuffle(conversations)
-    return conversations, counts
+    return conversations, {name: len(some) for name, some in found.items()}
+
+
+def made(make: Callable, wanted: list[tuple]) -> list:
+    """What make(one) returns for each that is wanted and can be made, in order, by all cores."""
+    if len(wanted) < ENOUGH_FOR_CORES:
+        return [turns for turns in map(make, wanted) if turns]
+    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+        return [turns for turns in pool.map(make, wanted, chunksize=500) if turns]
+
+
+def new_variant(wanted: tuple[float, Problem]) -> list[dict] | None:
+    return variant(wanted[1], random.Random(wanted[0]))
+
+
+def new_drill(wanted: tuple[float, tuple[str, str, str]]) -> list[dict] | None:
+    return drill(*wanted[1], random.Random(wanted[0]))
 
 
 def main(argv=None):
@@ -222,13 +225,15 @@ def main(argv=None):
     parser.add_argument("--drills", type=int, default=40_000, help="single calculations")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws")
     args = parser.parse_args(argv)
-    path = Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    conversations, counts = more_problems(Path(args.data_path), args.variants, args.drills, args.seed)
-    lines = (json.dumps({"conversations": turns}, ensure_ascii=False) + "\n" for turns in conversations)
-    write_text(path, "".join(lines))
+    worked = list(read_conversations(Path(args.data_path)))
+    if not any(map(read_problem, worked)):
+        found = "expected worked word problems, found none: run tools/worked_r1.py first"
+        raise UserError(f"{args.data_path}: {found}")
+    conversations, counts = more_problems(worked, args.variants, args.drills, args.seed)
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    write_conversations(Path(args.out), conversations)
     parts = ", ".join(f"{count} {name}" for name, count in counts.items())
-    print(f"{path} | {len(conversations)} conversations: {parts}")
+    print(f"{args.out} | {len(conversations)} conversations: {parts}")
 
 
 if __name__ == "__main__":

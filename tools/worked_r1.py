@@ -2,16 +2,16 @@
 
 Write every calculation of R1 conversations out in the language of tools/arithmetic.py, and hold problems out.
 
-    worked.jsonl       every calculation that can be spelled is spelled
-    plain.jsonl        the same conversations as they were, for comparison
-    worked_test.jsonl  plain_test.jsonl   the held-out word problems, in the same order
+    worked.jsonl    every calculation that can be spelled is spelled
+    plain.jsonl     the same conversations as they were, for comparison
+    problems.jsonl  the held-out word problems, as they were
 
 A rationale that a program wrote from an equation (its answer has 列式计算：EQUATION=RESULT) becomes the
 equation and its calculations, one a line. Elsewhere a calculation is replaced where it stands. What is wrong
 or cannot be spelled stays as it is and is counted by reason.
 
-Held out are word problems with an equation, by a hash of their wording without its numbers. So no held-out
-wording is trained on, whatever its numbers.
+Held out are word problems, questions in Chinese whose answer is a number, by a hash of their wording without
+its numbers: no held-out wording is trained on, whatever its numbers.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ import json
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from infra.cli import UserError, make_parser, run_script
 from infra.files import write_text
 from infra.jsonl import check_file, numbered_lines, parse_line
-from infra.scoring import REPLY
+from infra.scoring import REPLY, final_answer, number_value
 from tools.arithmetic import NUMBER, CannotSpell, value
 from tools.expressions import restate, spell_chain
 
@@ -35,14 +36,15 @@ EQUATION = re.compile(rf"列式计算：(.+)={NUMBER}。?\n答案：({NUMBER})")
 CALCULATION = re.compile(
     rf"(?<![A-Za-z0-9.,+×÷*/^-])(\(*\d[\d./%()]*(?:[-+×÷*][\d./%()]+)+)=({NUMBER})(?![\d./%,])"
 )
+CHINESE = re.compile("[\u4e00-\u9fff]")
 OPERATOR = re.compile(r"[-+×÷*^]")
 
 
 def is_held_out(question: str) -> bool:
-    """Whether to keep a question from training: a hash of its letters alone decides."""
+    """Whether to keep a Chinese question from training: a hash of its letters alone decides."""
     wording = "".join(re.findall(r"[^\W\d_]", question))
     digest = hashlib.sha256(wording.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % 1000 < HELD_OUT_IN_1000
+    return int.from_bytes(digest[:8], "big") % 1000 < HELD_OUT_IN_1000 and bool(CHINESE.search(wording))
 
 
 def worked_reply(reply: str, counts: Counter) -> str:
@@ -92,31 +94,47 @@ def checked_steps(expression: str, stated: str) -> list[str]:
     return steps + restate(result, stated)
 
 
+def worked_conversation(messages: list[dict], counts: Counter) -> list[dict]:
+    """The messages, those of the assistant with their calculations spelled."""
+    return [
+        {**message, "content": worked_reply(message["content"], counts)}
+        if message["role"] == "assistant"
+        else message
+        for message in messages
+    ]
+
+
 def work_out(path: Path) -> tuple[dict[str, list], Counter]:
     """{name of a file: its conversations}, and the calculations by what became of them."""
-    documents, counts = {name: [] for name in ("worked", "plain", "worked_test", "plain_test")}, Counter()
+    found, counts = {"worked": [], "plain": [], "problems": []}, Counter()
+    for messages in read_conversations(path):
+        question, reply = first_turn(messages)
+        if not is_held_out(question):
+            found["plain"].append(messages)
+            found["worked"].append(worked_conversation(messages, counts))
+        elif number_value(final_answer(reply)) is not None:
+            found["problems"].append(messages)
+    return found, counts
+
+
+def read_conversations(path: Path) -> Iterator[list[dict]]:
+    """The conversations of a JSONL file. Raises UserError at a bad line."""
     for number, line in numbered_lines(check_file(path)):
         try:
-            messages = parse_line(line, "conversations")
+            yield parse_line(line, "conversations")
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
-        replies = [message["content"] for message in messages if message["role"] == "assistant"]
-        question = next((message["content"] for message in messages if message["role"] == "user"), "")
-        if is_held_out(question):
-            if not EQUATION.search(replies[0]):
-                continue
-            names, spelled = ("worked_test", "plain_test"), Counter()
-        else:
-            names, spelled = ("worked", "plain"), counts
-        worked = [
-            {**message, "content": worked_reply(message["content"], spelled)}
-            if message["role"] == "assistant"
-            else message
-            for message in messages
-        ]
-        for name, conversation in zip(names, (worked, messages)):
-            documents[name].append({"conversations": conversation})
-    return documents, counts
+
+
+def write_conversations(path: Path, conversations: list[list[dict]]) -> None:
+    lines = (json.dumps({"conversations": turns}, ensure_ascii=False) + "\n" for turns in conversations)
+    write_text(path, "".join(lines))
+
+
+def first_turn(messages: list[dict]) -> tuple[str, str]:
+    """The first question, "" if there is none, and the first reply."""
+    question = next((message["content"] for message in messages if message["role"] == "user"), "")
+    return question, next(message["content"] for message in messages if message["role"] == "assistant")
 
 
 def main(argv=None):
@@ -124,14 +142,12 @@ def main(argv=None):
     parser.add_argument("--data_path", default="r1_1024.jsonl", help="R1 conversations, JSONL")
     parser.add_argument("--out_dir", default="data/worked", help="folder to write into")
     args = parser.parse_args(argv)
-    documents, counts = work_out(Path(args.data_path))
+    found, counts = work_out(Path(args.data_path))
     folder = Path(args.out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in documents.items():
-        write_text(
-            folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        )
-        print(f"{folder / name}.jsonl | {len(rows)} conversations")
+    for name, conversations in found.items():
+        write_conversations(folder / f"{name}.jsonl", conversations)
+        print(f"{folder / name}.jsonl | {len(conversations)} conversations")
     total = counts.total()
     for reason, count in counts.most_common():
         print(f"{reason}: {count} of {total} calculations ({count / total:.2%})")

@@ -1,0 +1,137 @@
+"""How models solve word problems, part by part: the equation, each calculation, the result, the form.
+
+Well-formed replies are not yet right, and a wrong result does not say what was wrong. A program evaluates the
+equation that a reply states, which bounds what arithmetic without mistakes would give, and checks every
+calculation in it.
+"""
+
+import re
+from collections import Counter, defaultdict
+from dataclasses import replace
+from statistics import mean
+
+from dataset import prompt_ids
+from generate import Sampling, generate
+from infra.questions import judge
+from infra.scoring import REPLY, final_answer, number_value
+from tools.arithmetic import CannotSpell, claims, value
+from tools.expressions import spell_chain
+from tools.more_problems import Problem, plain, read_problem, variant
+from tools.worked_r1 import EQUATION, OPERATOR, worked_conversation
+
+VOTES, VOTE_TEMPERATURE = 16, 0.7
+STATED = re.compile(r"列式计算：(.+?)=")
+DISTRACTION = "今天是9月17日，窗外有5只小鸟。"
+
+
+def equation_of(reply: str) -> str:
+    """The equation that a reply states: after 列式计算： or as the first line of its thought; "" for none."""
+    if stated := STATED.search(reply):
+        return stated[1]
+    form = REPLY.fullmatch(reply.strip())
+    return form[1].strip().split("\n")[0] if form else ""
+
+
+def evaluates_to(equation: str, expected) -> bool:
+    """Whether an expression comes to a Fraction."""
+    try:
+        return value(spell_chain(equation)[1].removeprefix("-")) == expected
+    except CannotSpell:
+        return False
+
+
+def look_into(judged: list[dict], questions: list, tokens: list[int]) -> dict:
+    """Shares of right equations and calculations in judged replies, and right replies by kind of problem.
+
+    questions: (prompt ids, expected reply); tokens: the length of each reply.
+    """
+    groups, totals = defaultdict(list), Counter()
+    for verdict, (_, expected) in zip(judged, questions, strict=True):
+        number = number_value(final_answer(expected))
+        verdict["equation_right"] = evaluates_to(equation_of(verdict["reply"]), number)
+        checked = [is_true for _, is_true in claims(verdict["reply"])]
+        totals["calculations"] += len(checked)
+        totals["calculations_right"] += sum(checked)
+        for kind in kinds_of(expected):
+            groups[kind].append(verdict["is_right"])
+    return {
+        "equation_right": mean(verdict["equation_right"] for verdict in judged),
+        "calculations": totals["calculations"],
+        "calculations_right": totals["calculations_right"] / max(1, totals["calculations"]),
+        "reply_tokens": round(mean(tokens), 1),
+        "by_kind": {kind: [sum(right), len(right)] for kind, right in sorted(groups.items())},
+    }
+
+
+def kinds_of(expected: str) -> list[str]:
+    """Of a problem, by its expected reply: how many steps its equation has, and the kinds of its numbers."""
+    stated = EQUATION.search(expected)
+    if not stated:
+        return ["no equation"]
+    steps = len(OPERATOR.findall(stated[1]))
+    kinds = {"/": "fractions", "%": "percentages", ".": "decimals"}
+    found = [name for sign, name in kinds.items() if sign in stated[0]]
+    return [f"{min(steps, 5)}{' or more' * (steps >= 5)} steps", *(found or ["integers"])]
+
+
+def majority(model, tokenizer, questions: list, max_new_tokens: int, seed: int) -> dict:
+    """{"right", "reply"...}: the answer that most of VOTES sampled replies to a question give."""
+    prompts = [prompt for prompt, _ in questions for _ in range(VOTES)]
+    sampling = Sampling(VOTE_TEMPERATURE, max_new_tokens=max_new_tokens, seed=seed)
+    replies = [tokenizer.decode(ids) for ids in generate(model, prompts, sampling, shows_progress=True)]
+    chosen = []
+    for start in range(0, len(replies), VOTES):
+        votes = Counter(number_value(final_answer(reply)) for reply in replies[start : start + VOTES])
+        votes.pop(None, None)
+        winner = max(votes, key=votes.get, default=None)
+        chosen.append(f"{winner}" if winner is not None else "")
+    judged = judge(chosen, questions)
+    return {"right": [number for number, verdict in enumerate(judged) if verdict["is_right"]]}
+
+
+# ------------------------------------------------------------------------------------------------------------
+# Controls: the held-out problems, changed
+# ------------------------------------------------------------------------------------------------------------
+
+
+def changed_problems(conversations: list[list[dict]], rng) -> dict[str, list[list[dict]]]:
+    """The held-out problems with other numbers, with longer ones, and after a sentence that has nothing to do
+    with them; worked out, so that the expected results are exact."""
+    worked = [worked_conversation(turns, Counter()) for turns in conversations]
+    problems = [problem for turns in worked if (problem := read_problem(turns))]
+    longer = [problem for problem in map(lengthened, problems) if problem]
+    return {
+        "other numbers": [turns for problem in problems if (turns := variant(problem, rng))],
+        "longer numbers": [turns for problem in longer if (turns := variant(problem, rng))],
+        "a distraction": [
+            [replace_content(turns[0], DISTRACTION + turns[0]["content"]), *turns[1:]] for turns in worked
+        ],
+    }
+
+
+def replace_content(message: dict, content: str) -> dict:
+    return {**message, "content": content}
+
+
+def lengthened(problem: Problem) -> Problem | None:
+    """The problem with two more digits in the largest integer of question and equation; None without one."""
+    numbers = [
+        number
+        for number in re.findall(r"(?<![\d./(])\d{2,}(?![\d./%)])", problem.equation)
+        if number in {plain(found) for found in re.findall(r"(?<![\d./(])\d+(?![\d./%)])", problem.question)}
+    ]
+    if not numbers:
+        return None
+    largest = max(numbers, key=int)
+    swap = re.compile(rf"(?<![\d./(]){largest}(?![\d./%)])")
+    question, equation = (swap.sub(f"{largest}46", text) for text in (problem.question, problem.equation))
+    try:
+        answer = spell_chain(equation)[1]
+    except CannotSpell:
+        return None
+    return replace(problem, question=question, equation=equation, answer=answer)
+
+
+def prompts_of(tokenizer, conversations: list[list[dict]]) -> list:
+    """[(prompt ids, expected reply)] of conversations with one question."""
+    return [(prompt_ids(tokenizer, turns[:1]), turns[1]["content"]) for turns in conversations]

@@ -1,0 +1,68 @@
+"""python tools/own_replies.py --model_dir out/distill --data_path reward.jsonl --out own.jsonl
+
+Rejection sampling: let a model answer questions several times, and keep the replies that are right and well
+formed, each once (Yuan et al. 2023, arXiv:2308.01825). `distill.py --data_path own.jsonl` learns from them.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from Config import DEVICES_HELP
+from dataset import prompt_ids
+from eval_model import EvalConfig, load
+from generate import Sampling, generate
+from infra.cli import Flags, flag, parse_args, run_script
+from infra.questions import judge
+from tools.worked_r1 import first_turn, read_conversations, write_conversations
+
+
+@dataclass(frozen=True)
+class OwnRepliesConfig(Flags):
+    model_dir: str = flag("out/distill", "the checkpoint's folder")
+    data_path: str = flag("r1_1024.jsonl", "R1 conversations, JSONL, whose first questions are asked")
+    out: str = flag("own.jsonl", "the file to write")
+    questions: int = flag(0, "the first of them, at most (0: all)", least=0)
+    replies: int = flag(4, "to each question", least=1)
+    temperature: float = flag(1.0, "of the sampling", above=0)
+    max_new_tokens: int = flag(256, "tokens in a reply, at most", least=1)
+    seed: int = flag(0, "of the sampling", least=0, most=2**62)
+    device: str = flag("", DEVICES_HELP)
+
+
+def own_replies(model, tokenizer, conversations: list, count: int, sampling: Sampling) -> tuple[list, dict]:
+    """A conversation for each right and well-formed reply, and how many of the replies were what."""
+    asked = [first_turn(messages) for messages in conversations for _ in range(count)]
+    prompts = [prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question, _ in asked]
+    replies = generate(model, prompts, sampling, shows_progress=True)
+    judged = judge(map(tokenizer.decode, replies), [(ids, reply) for ids, (_, reply) in zip(prompts, asked)])
+    kept = {}  # each reply once, in order
+    for (question, _), verdict in zip(asked, judged):
+        if verdict["is_right"] and verdict["is_well_formed"]:
+            kept[question, verdict["reply"]] = None
+    found = [
+        [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+        for question, reply in kept
+    ]
+    right = sum(verdict["is_right"] for verdict in judged)
+    solved = len({question for question, _ in kept})
+    counts = {"questions": len(conversations), "sampled": len(judged), "right": right}
+    return found, {**counts, "kept": len(found), "solved": solved}
+
+
+def main(argv=None):
+    config = parse_args(OwnRepliesConfig(), __doc__, argv)
+    model, tokenizer = load(EvalConfig(model_dir=config.model_dir, device=config.device))
+    conversations = list(read_conversations(Path(config.data_path)))
+    sampling = Sampling(config.temperature, max_new_tokens=config.max_new_tokens, seed=config.seed)
+    chosen = conversations[: config.questions or None]
+    found, counts = own_replies(model, tokenizer, chosen, config.replies, sampling)
+    write_conversations(Path(config.out), found)
+    print(f"{config.out} | " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    return counts
+
+
+if __name__ == "__main__":
+    run_script(main)
