@@ -79,6 +79,7 @@ class TrainConfig(Flags):
     batch_size: int = flag(80, "rows in one micro-batch", above=0)
     accumulation_steps: int = flag(1, "micro-batches in one step, summed over all processes", above=0)
     max_seq_len: int = flag(512, "tokens in one row", least=SHORTEST_ROW)
+    optimizer: str = flag("muon", "of the layers' matrices; all else has AdamW", choices=["muon", "adamw"])
     learning_rate: float = flag(4e-3, "peak learning rate", above=0)
     embedding_rate: float = flag(1.0, "the embedding's learning rate as a multiple of the others'", above=0)
     warmup_steps: int = flag(-1, "steps of linear warm-up (-1: 3 in 100 of all steps)", least=-1)

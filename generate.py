@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from infra.cli import Flags, UserError, flag
-from infra.decoding import batches_of_like_length, decoding_of
+from infra.decoding import batches_of_like_length, decoding_of, sequences_together
 from infra.kv_cache import KVCache
 from infra.questions import judge
 from infra.scoring import shares
@@ -87,8 +87,12 @@ def stream(
         logits = decode(next_ids[:, None])
 
 
-def generate(model, prompts, sampling: Sampling, batch_size=128, shows_progress=False) -> list[list[int]]:
-    """The reply to each prompt, without its end token. Prompts of like length share a batch."""
+def generate(model, prompts, sampling: Sampling, batch_size=0, shows_progress=False) -> list[list[int]]:
+    """The reply to each prompt, without its end token. Prompts of like length share a batch.
+
+    batch_size: 0 for as many as the device does well together.
+    """
+    batch_size = batch_size or sequences_together(model)
     replies, end, shared = [[] for _ in prompts], model.config.eos_token_id, {}
     room = model.config.max_position_embeddings - sampling.max_new_tokens
     with tqdm(total=len(prompts), unit="reply", disable=None if shows_progress else True, leave=False) as bar:

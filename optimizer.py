@@ -14,8 +14,9 @@ ITERATIONS = 5
 ADAMW_UPDATE_RMS = 0.2  # Liu et al. 2025
 
 
-def make_optimizers(model, weight_decay: float, embedding_rate: float, dtype=torch.float32):
-    """[Muon, AdamW], which together hold every parameter of `model` once; gains are not decayed.
+def make_optimizers(model, weight_decay: float, embedding_rate: float, dtype=torch.float32, name="muon"):
+    """[Muon, AdamW], or named "adamw" [AdamW] alone; they hold every parameter of `model` once. Gains are not
+    decayed.
 
     Each group has an "lr_scale", by which its learning rate is multiplied; the embedding's is
     `embedding_rate`. dtype: of Muon's matrix products, which tolerate bfloat16; all that is kept is float32.
@@ -30,7 +31,10 @@ def make_optimizers(model, weight_decay: float, embedding_rate: float, dtype=tor
         {"params": embedding_and_head, "weight_decay": weight_decay, "lr_scale": embedding_rate},
         {"params": gains, "weight_decay": 0.0, "lr_scale": 1.0},
     ]
-    return [Muon(matrices, weight_decay, dtype), torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
+    if name == "adamw":
+        groups.append({"params": matrices, "weight_decay": weight_decay, "lr_scale": 1.0})
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    return [adamw] if name == "adamw" else [Muon(matrices, weight_decay, dtype), adamw]
 
 
 @torch.no_grad()

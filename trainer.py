@@ -119,7 +119,9 @@ def prepare(model, rows, config, device) -> Run:
         model.to(device),
         forward=model,
         mask=document_mask,
-        optimizers=make_optimizers(model, config.weight_decay, config.embedding_rate, precision.muon_dtype),
+        optimizers=make_optimizers(
+            model, config.weight_decay, config.embedding_rate, precision.muon_dtype, config.optimizer
+        ),
         precision=precision,
         watch=Watch(model.config.vocab_size, device, is_fp16=precision.dtype == torch.float16),
         fingerprint=resume.resume_fingerprint(config, model.config, rows, precision.dtype),

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
+MOST_TOGETHER = {"cpu": 128, "cuda": 1024}  # beyond that, a step takes as much longer as it does more
 PACKED_FOR = 16  # vectors at a time, to oneDNN; as good for any number of them as an order of its own
 
 
@@ -26,6 +27,18 @@ def decoding_of(model, cache, shared: dict):
     if weight.device.type == "cpu" and weight.dtype == torch.float32:
         return CPUDecoding(model, cache, shared)
     return Decoding(model, cache)
+
+
+def sequences_together(model) -> int:
+    """How many sequences to decode at a time. On a card they share a third of its free memory, filled to the
+    model's context: a cache is copied where sequences leave it."""
+    config, weight = model.config, model.lm_head.weight
+    most = MOST_TOGETHER.get(weight.device.type, 128)
+    if weight.device.type != "cuda":
+        return most
+    positions = config.num_hidden_layers * 2 * config.num_key_value_heads * config.max_position_embeddings
+    sequence_bytes = positions * config.head_dim * weight.element_size()
+    return max(1, min(most, torch.cuda.mem_get_info(weight.device)[0] // 3 // sequence_bytes))
 
 
 class Decoding:

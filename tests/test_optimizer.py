@@ -45,6 +45,19 @@ def test_muon_holds_the_matrices_of_the_layers_and_adamw_the_rest():
     }
 
 
+def test_adamw_alone_holds_all_and_moves_matrices_by_its_own_rule():
+    model, before = tiny_model(), tiny_model()
+    (adamw,) = make_optimizers(model, 0.1, 1.0, name="adamw")
+    held = [id(parameter) for group in adamw.param_groups for parameter in group["params"]]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+    set_gradients(model, seed=1)
+    update([adamw], lr=0.01, is_sound=SOUND)
+    for (name, moved), start in zip(model.named_parameters(), before.parameters()):
+        decayed = start * (1 if "norm" in name else 1 - 0.01 * 0.1)
+        signs = moved.grad / (moved.grad.abs() + 1e-8)  # of Adam's first update
+        torch.testing.assert_close(moved, decayed - 0.01 * signs, rtol=0, atol=1e-6)
+
+
 def test_without_gradients_matrices_decay_and_gains_do_not():
     model, before = tiny_model(), tiny_model()
     set_gradients(model, seed=1, size=0.0)

@@ -54,7 +54,7 @@ def interval(share: float, count: int) -> list[float]:
     z = 1.96
     middle = share + z * z / (2 * count)
     half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return [round(bound / (1 + z * z / count), 4) for bound in (middle - half, middle + half)]
+    return [abs(round(bound / (1 + z * z / count), 4)) for bound in (middle - half, middle + half)]
 
 
 def signs_test(won: int, lost: int) -> float:
