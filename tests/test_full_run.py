@@ -26,7 +26,7 @@ from tools.full_run import (
 )
 from tools.full_run_data import gather, hold_out, reason, word_problems
 from tools.full_run_results import compared, interval, signs_test, tables, texts
-from tools.worked_r1 import read_conversations
+from tools.worked_r1 import read_conversations, use_of
 
 # ---- files ----
 
@@ -128,7 +128,9 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
 
     held_out = asked("problems")
     assert held_out and held_out + asked("plain") != asked("plain")
-    trained = len(problems) - len(held_out)
+    rewarded = {turns[0]["content"] for turns in problems if use_of(turns[0]["content"]) == "reward"}
+    assert rewarded and rewarded < set(asked("worked_reward"))  # and variants of them
+    trained = len(problems) - len(held_out) - len(rewarded)
     assert found["worked"] == {"as they are": trained, "variants": 2 * trained, "drills": 30}
     assert found["calculations"] == {"spelled": trained}
     wordings = {
@@ -162,8 +164,8 @@ def planning(folder, **changes):
 
 def test_time_that_is_left_is_shared_by_what_is_left_to_do():
     assert sum(stage.share for stage in STAGES) == pytest.approx(1)
-    assert time_for(STAGES[0], 0.0, 60) == pytest.approx(3600 * 0.24 / (1 + 6 * GRADING))
-    assert time_for(STAGES[4], 600.0, 60) == pytest.approx(3000 * 0.04 / (0.37 + 3 * GRADING))
+    assert time_for(STAGES[0], 0.0, 60) == pytest.approx(3600 * 0.11 / (1 + 6 * GRADING))
+    assert time_for(STAGES[4], 600.0, 60) == pytest.approx(3000 * 0.03 / (0.45 + 3 * GRADING))
     assert time_for(STAGES[5], 9999.0, 60) == 0
 
 
@@ -180,7 +182,7 @@ def test_planned_steps_and_validations_fill_their_share_of_the_time(tmp_path, mo
     first = with_script(STAGES[0], rehearsal)
     monkeypatch.setattr("tools.full_run.STAGES", [first, *STAGES[1:]])
     found = plan(first, planning(tmp_path, minutes=20), {"seconds": 32.0})
-    share = 1160 * 0.24 / (1 + 6 * GRADING)  # of what is left after the rehearsal, which validated once
+    share = 1160 * 0.11 / (1 + 6 * GRADING)  # of what is left after the rehearsal, which validated once
     assert share - 0.5 < found["steps"] * 0.5 + 4 * 8.0 <= share + 1e-6
     flags = found["flags"]
     assert (flags["batch_size"], flags["accumulation_steps"], flags["max_steps"]) == (1, 4, found["steps"])

@@ -10,7 +10,7 @@ from conftest import conversation, write_jsonl
 from infra.cli import UserError
 from infra.scoring import is_right, is_well_formed
 from tools.arithmetic import claims, value
-from tools.worked_r1 import is_held_out, main, read_conversations, work_out, worked_reply
+from tools.worked_r1 import main, read_conversations, use_of, work_out, worked_reply
 
 PROGRAM = (
     "<think>\n先读题，题目中出现的数有：9、5、12。\n根据数量关系可以列式：9×5×12。\n第一步，9×5=45；\n第二步，45×12=540。\n"
@@ -77,13 +77,13 @@ def test_a_wording_is_held_out_whatever_its_numbers():
     wordings = [
         f"{who}有{{}}个{what}，用了{{}}%，还剩多少？" for who in "甲乙丙丁" * 25 for what in "书笔花树"
     ]
-    held_out = [wording for wording in wordings if is_held_out(wording.format(3, 20))]
     for wording in wordings:
-        assert is_held_out(wording.format("1,234.5", "(1/2)")) == (wording in held_out)
+        assert use_of(wording.format("1,234.5", "(1/2)")) == use_of(wording.format(3, 20))
     distinct = [
         f"问题{'一二三四五六七八九十'[i // 10]}{'甲乙丙丁戊己庚辛壬癸'[i % 10]}" * 2 for i in range(100)
     ]
-    assert 1 <= sum(map(is_held_out, distinct)) <= 20  # 8 in 100 are expected
+    uses = Counter(map(use_of, distinct))
+    assert 1 <= uses["problems"] <= 20 and 1 <= uses["reward"] <= 20  # 8 in 100 are expected of both
 
 
 def write_problems(path, count=300):
@@ -104,12 +104,12 @@ def test_files_hold_the_same_conversations_in_the_same_order(tmp_path, capsys):
     main(["--data_path", str(tmp_path / "r1.jsonl"), "--out_dir", str(tmp_path / "worked")])
     found = {
         name: list(read_conversations(tmp_path / "worked" / f"{name}.jsonl"))
-        for name in ("worked", "plain", "problems")
+        for name in ("worked", "plain", "reward", "problems")
     }
     everything = list(read_conversations(tmp_path / "r1.jsonl"))
-    assert [turns for turns in everything if is_held_out(turns[0]["content"])] == found["problems"]
-    assert [turns for turns in everything if not is_held_out(turns[0]["content"])] == found["plain"]
-    assert len(found["problems"]) > 5
+    for use, name in (("problems", "problems"), ("reward", "reward"), ("worked", "plain")):
+        assert [turns for turns in everything if use_of(turns[0]["content"]) == use] == found[name]
+        assert len(found[name]) > 5
     for (asked, worked), (question, as_it_was) in zip(found["worked"], found["plain"], strict=True):
         assert asked == question and is_right(worked["content"], as_it_was["content"])
         stated = claims(worked["content"])
@@ -119,13 +119,16 @@ def test_files_hold_the_same_conversations_in_the_same_order(tmp_path, capsys):
 
 def test_only_questions_whose_answer_is_a_number_become_problems(tmp_path):
     wordings = [first + second for first in "天地人你我他" for second in "东南西北上中下"]
-    held_out = [wording for wording in wordings if is_held_out(wording)]
+    held_out = [wording for wording in wordings if use_of(wording) == "problems"]
+    rewarded = [wording for wording in wordings if use_of(wording) == "reward"]
     turns = [conversation(wording, as_reply("想", answer)) for wording in wordings for answer in ("7", "是")]
     turns.append(conversation("What is 3+4?", as_reply("3+4=7", "7")))
     write_jsonl(tmp_path / "r1.jsonl", [{"conversations": messages} for messages in turns])
     found, _ = work_out(tmp_path / "r1.jsonl")
     assert held_out and [messages[0]["content"] for messages in found["problems"]] == held_out
-    assert len(found["plain"]) == len(turns) - 2 * len(held_out) and found["plain"][-1] == turns[-1]
+    assert rewarded and [messages[0]["content"] for messages in found["reward"]] == rewarded
+    trained = len(turns) - 2 * len(held_out) - len(rewarded)  # what has no number earns no reward
+    assert len(found["plain"]) == trained and found["plain"][-1] == turns[-1]
 
 
 def test_a_bad_line_is_named(tmp_path):

@@ -18,7 +18,7 @@ replies.jsonl; results/ has copies of all that is small.
 On a CPU (this is the run of EXPERIMENTS.md):
 
     python tools/full_run.py --data_dir data --preset 5m --step_tokens 4096 --most_tokens 4096 \\
-        --minutes 122 --validations 5 --dtype bf16 --compile
+        --minutes 240 --variants 6 --validations 5 --dtype bf16 --compile
 """
 
 import math
@@ -73,7 +73,9 @@ class FullRunConfig(Flags):
     preset: str = flag("30m", "the model's shape", choices=list(PRESETS))
     vocab_size: int = flag(6400, "entries of the tokenizer")
     minutes: float = flag(0, "for everything together, about (default: as many as the tokens take)", least=0)
-    pretrain_tokens: float = flag(0, "positions to train on, at most (default: 350e6)", least=0)
+    pretrain_tokens: float = flag(
+        0, "positions to train on, at most (default: 350e6, or what --minutes allow)", least=0
+    )
     sft_tokens: float = flag(0, "the same, in each of two phases (default: 40e6 and 20e6)", least=0)
     distill_tokens: float = flag(0, "the same, in each distillation (default: 40e6)", least=0)
     grpo_tokens: float = flag(0, "the same, in rewarded rows (default: 3e6)", least=0)
@@ -114,6 +116,7 @@ class Stage:
     max_seq_len: int = 512
     learning_rate: float = 0.0  # 0: the script's own
     rows: int = 0  # in one step; 0: as many as make up step_tokens
+    epochs: int = 1000  # at most
 
     @property
     def recipe(self) -> str:
@@ -121,13 +124,13 @@ class Stage:
 
 
 STAGES = [
-    Stage("pretrain", pretrain, "pretrain", 350e6, 0.24),
-    Stage("SFT_512", SFT, "sft_512", 40e6, 0.08, "pretrain"),
-    Stage("SFT_1024", SFT, "sft_1024", 20e6, 0.04, "SFT_512", "SFT_512", max_seq_len=1024),
-    Stage("worked", distill, "worked_mixed", 40e6, 0.27, "SFT_1024", "plain"),
-    Stage("rejection", distill, OWN, 5e6, 0.04, "worked", "worked", learning_rate=1e-3),
-    Stage("GRPO", GRPO, "worked_reward", 3e6, 0.06, "worked", "worked", max_seq_len=1024, rows=16),
-    Stage("plain", distill, "plain_mixed", 40e6, 0.27, "SFT_1024", "SFT_1024"),  # for comparison
+    Stage("pretrain", pretrain, "pretrain", 350e6, 0.11),
+    Stage("SFT_512", SFT, "sft_512", 40e6, 0.06, "pretrain"),
+    Stage("SFT_1024", SFT, "sft_1024", 20e6, 0.03, "SFT_512", "SFT_512", max_seq_len=1024),
+    Stage("worked", distill, "worked_mixed", 40e6, 0.35, "SFT_1024", "plain"),
+    Stage("rejection", distill, OWN, 5e6, 0.03, "worked", "worked", learning_rate=1e-3, epochs=3),
+    Stage("GRPO", GRPO, "worked_reward", 3e6, 0.07, "worked", "worked", max_seq_len=1024, rows=16),
+    Stage("plain", distill, "plain_mixed", 40e6, 0.35, "SFT_1024", "SFT_1024"),  # for comparison
 ]
 
 
@@ -139,7 +142,7 @@ def flags_of(stage: Stage, config: FullRunConfig) -> dict:
     flags = {name: getattr(config, name) for name in ("seed", "dtype", "device", "num_workers", "compile")}
     val = f"{stage.data.split('_')[0]}_val"  # of sft_512: sft_val
     flags |= {"data_path": data / f"{stage.data}.jsonl", "val_path": data / f"{val}.jsonl"}
-    flags |= {"out_dir": folder / stage.name, "max_seq_len": length, "epochs": 1000}
+    flags |= {"out_dir": folder / stage.name, "max_seq_len": length, "epochs": stage.epochs}
     flags |= {"batch_size": math.ceil(rows / micro_batches), "accumulation_steps": micro_batches}
     flags["learning_rate"] = stage.learning_rate or stage.script.RECIPE.learning_rate * config.rate_scale
     new = {"tokenizer": folder / "tokenizer", "preset": config.preset}
@@ -158,7 +161,7 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
     if first is not stage:  # another distillation
         return {name: parts[f"plan {first.name}"][name] for name in ("steps", "flags")}
     flags, measured = flags_of(stage, config), {}
-    budget = getattr(config, f"{stage.recipe.lower()}_tokens") or stage.tokens
+    budget = getattr(config, f"{stage.recipe.lower()}_tokens") or (1e12 if config.minutes else stage.tokens)
     step = flags["batch_size"] * flags["accumulation_steps"] * stage.max_seq_len  # positions
     steps = max(2, round(budget / step))
     if config.minutes or pick_device(config.device).type == "cuda":  # whose memory may not hold a micro-batch

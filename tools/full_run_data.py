@@ -16,7 +16,7 @@ from infra.jsonl import numbered_lines, parse_line
 from infra.scoring import final_answer, number_value
 from infra.text_sample import sample_lines, texts_of
 from infra.tokenizer import ChatTokenizer
-from tools.more_problems import more_problems, read_problem
+from tools.more_problems import more_problems
 from tools.own_replies import own_replies
 from tools.worked_r1 import (
     first_turn,
@@ -44,7 +44,8 @@ TOKENIZED = (
     "plain_val",
     "worked_val",
 )
-OWN, OWN_QUESTIONS, OWN_REPLIES = "worked_own", 4000, 4  # for rejection sampling
+OWN, OWN_QUESTIONS, OWN_REPLIES = "worked_own", 2000, 4  # for rejection sampling
+REWARD_VARIANTS = 3
 MIXED_IN = 0.5  # bytes of sft_512 for each byte of R1
 
 
@@ -123,8 +124,8 @@ def reason(folder: Path, variants: int, drills: int, seed: int) -> dict:
     """From r1_1024 and r1_val the files that reasoning is learned from; returns how many of what they have.
 
     plain_mixed: R1 as it is. worked_mixed: worked out, with variants and drills. Both are mixed with
-    conversations. worked_reward: variants with numbers of their own, R1 as it is where there are none.
-    problems: held out of all of these.
+    conversations. worked_reward: other problems, with REWARD_VARIANTS of each; R1 as it is where there are
+    none. problems: held out of all of these.
     """
     found, counts = work_out(folder / "r1_1024.jsonl")
     worked, sizes = more_problems(found["worked"], variants, drills, seed)
@@ -132,10 +133,8 @@ def reason(folder: Path, variants: int, drills: int, seed: int) -> dict:
     write_conversations(folder / "plain.jsonl", found["plain"])
     for name in ("plain", "worked"):
         mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", folder / f"{name}_mixed.jsonl")
-    problems = [turns for turns in found["worked"] if read_problem(turns)]
-    others, _ = more_problems(problems, 1, 0, seed + 1)
-    asked = {first_turn(turns)[0] for turns in worked}
-    reward = [turns for turns in others if first_turn(turns)[0] not in asked]
+    rewarded = [worked_conversation(turns, Counter()) for turns in found["reward"]]
+    reward, _ = more_problems(rewarded, REWARD_VARIANTS, 0, seed)
     write_conversations(folder / "worked_reward.jsonl", reward or found["plain"])
     write_conversations(folder / "problems.jsonl", found["problems"])
     plain_val = list(read_conversations(folder / "r1_val.jsonl"))

@@ -4,6 +4,7 @@ Write every calculation of R1 conversations out in the language of tools/arithme
 
     worked.jsonl    every calculation that can be spelled is spelled
     plain.jsonl     the same conversations as they were, for comparison
+    reward.jsonl    word problems to be solved without a rationale, as they were
     problems.jsonl  the held-out word problems, as they were
 
 A rationale that a program wrote from an equation (its answer has 列式计算：EQUATION=RESULT) becomes the
@@ -11,7 +12,8 @@ equation and its calculations, one a line. Elsewhere a calculation is replaced w
 or cannot be spelled stays as it is and is counted by reason.
 
 Held out are word problems, questions in Chinese whose answer is a number, by a hash of their wording without
-its numbers: no held-out wording is trained on, whatever its numbers.
+its numbers: no held-out wording is trained on, whatever its numbers. Others are kept for reward: a model that
+has not read their rationales has something to learn from its own attempts.
 """
 
 import hashlib
@@ -31,7 +33,7 @@ from infra.scoring import REPLY, final_answer, number_value
 from tools.arithmetic import NUMBER, CannotSpell, value
 from tools.expressions import restate, spell_chain
 
-HELD_OUT_IN_1000 = 80
+HELD_OUT_IN_1000, REWARDED_IN_1000 = 80, 80
 EQUATION = re.compile(rf"列式计算：(.+)={NUMBER}。?\n答案：({NUMBER})")
 CALCULATION = re.compile(
     rf"(?<![A-Za-z0-9.,+×÷*/^-])(\(*\d[\d./%()]*(?:[-+×÷*][\d./%()]+)+)=({NUMBER})(?![\d./%,])"
@@ -40,11 +42,14 @@ CHINESE = re.compile("[\u4e00-\u9fff]")
 OPERATOR = re.compile(r"[-+×÷*^]")
 
 
-def is_held_out(question: str) -> bool:
-    """Whether to keep a Chinese question from training: a hash of its letters alone decides."""
+def use_of(question: str) -> str:
+    """What a question is for: "problems" (held out), "reward" or "worked". Of a Chinese one, a hash of its
+    letters alone decides."""
     wording = "".join(re.findall(r"[^\W\d_]", question))
-    digest = hashlib.sha256(wording.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % 1000 < HELD_OUT_IN_1000 and bool(CHINESE.search(wording))
+    drawn = int.from_bytes(hashlib.sha256(wording.encode()).digest()[:8], "big") % 1000
+    if not CHINESE.search(wording) or drawn >= HELD_OUT_IN_1000 + REWARDED_IN_1000:
+        return "worked"
+    return "problems" if drawn < HELD_OUT_IN_1000 else "reward"
 
 
 def worked_reply(reply: str, counts: Counter) -> str:
@@ -106,14 +111,15 @@ def worked_conversation(messages: list[dict], counts: Counter) -> list[dict]:
 
 def work_out(path: Path) -> tuple[dict[str, list], Counter]:
     """{name of a file: its conversations}, and the calculations by what became of them."""
-    found, counts = {"worked": [], "plain": [], "problems": []}, Counter()
+    found, counts = {"worked": [], "plain": [], "reward": [], "problems": []}, Counter()
     for messages in read_conversations(path):
         question, reply = first_turn(messages)
-        if not is_held_out(question):
+        use, has_number = use_of(question), number_value(final_answer(reply)) is not None
+        if use == "worked" or (use == "reward" and not has_number):
             found["plain"].append(messages)
             found["worked"].append(worked_conversation(messages, counts))
-        elif number_value(final_answer(reply)) is not None:
-            found["problems"].append(messages)
+        elif has_number:
+            found[use].append(messages)
     return found, counts
 
 
