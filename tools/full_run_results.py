@@ -14,10 +14,10 @@ from eval_model import EvalConfig, load
 from generate import Sampling, generate, judged_replies
 from infra.distributed import Process
 from infra.files import write_text
-from infra.scoring import is_right, is_well_formed, shares
+from infra.scoring import final_answer, is_right, is_well_formed, shares
 from infra.tokenizer import BOS
 from tools.ladder import VOTES, changed_problems, look_into, majority, prompts_of
-from tools.worked_r1 import read_conversations
+from tools.worked_r1 import first_turn, read_conversations
 from trainer import evaluate, prepare
 
 BEGINNINGS = ("中国的首都是", "春天来了，", "The")
@@ -46,6 +46,7 @@ CHARTS = {
     "distill": "charts_Distill",
     "GRPO": "charts_GRPO",
 }
+FIRST = 10  # right and wrong replies to word problems that are shown
 MOST_SHOWN = 300  # characters of a reply in experiments.md; report.json has all
 
 
@@ -75,10 +76,24 @@ def grade(stage, config) -> dict:
         judged, found = answer(model, tokenizer, conversations, config)
         lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in judged]
         write_text(folder / "replies.jsonl", "".join(lines))
+        found["first"] = first_replies(judged, conversations)
     found["ordinary_loss"] = loss_on(model, tokenizer, data / "sft_val.jsonl", config.dtype)
     prompts = [prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question in QUESTIONS]
     replies = generate(model, prompts, Sampling(max_new_tokens=config.max_new_tokens))
     return {**found, "replies": dict(zip(QUESTIONS, map(tokenizer.decode, replies)))}
+
+
+def first_replies(judged: list[dict], conversations: list) -> dict[str, list]:
+    """{"right", "wrong": the first replies, each as (number of the problem, expected answer, reply)}."""
+    expected = (final_answer(first_turn(turns)[1]) for turns in conversations)
+    numbered = [(number, *pair) for number, pair in enumerate(zip(expected, judged))]
+    kinds = {"right": True, "wrong": False}
+    return {
+        kind: [(n, answer, one["reply"]) for n, answer, one in numbered if one["is_right"] == is_right][
+            :FIRST
+        ]
+        for kind, is_right in kinds.items()
+    }
 
 
 def grade_changed(name: str, config) -> dict:
@@ -229,6 +244,10 @@ def texts(parts: dict, chosen: list) -> str:
             more = f" ... ({len(reply)} characters in all)" if len(reply) > MOST_SHOWN else ""
             asked = f"> {question}{verdict(reply, QUESTIONS[question])}"
             lines += ["", asked, "", "```text", reply[:MOST_SHOWN] + more, "```"]
+        for kind, first in parts.get(f"grade {stage.name}", {}).get("first", {}).items():
+            lines += ["", f"## {stage.name}, the first {kind} replies to held-out problems"]
+            for number, expected, reply in first:
+                lines += ["", f"problem {number}, expected {expected}", "", "```text", reply, "```"]
     return "\n".join(lines) + "\n"
 
 
