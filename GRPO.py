@@ -42,7 +42,7 @@ class GRPOConfig(TrainConfig):
 
 RECIPE = GRPOConfig(
     stage="GRPO", data_path="r1_1024.jsonl", out_dir="out/GRPO", init_from="out/distill",
-    max_steps=300, batch_size=16, max_seq_len=1024, optimizer="adamw", learning_rate=1e-4, weight_decay=0.0,
+    max_steps=300, batch_size=16, max_seq_len=1024, optimizer="adamw", learning_rate=5e-5, weight_decay=0.0,
     eval_every=20, save_every=100,
 )  # fmt: skip
 

@@ -138,7 +138,7 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
     }
     assert not wordings & {re.sub(r"\d", "", question) for question in held_out}
     assert not set(asked("worked_reward")) & set(asked("worked"))
-    for name in ("plain", "worked"):
+    for name in ("plain", "worked", "equations"):
         mixed, alone = asked(f"{name}_mixed"), asked(name)
         assert mixed[: len(alone)] == alone and set(mixed[len(alone) :]) <= {
             turns["conversations"][0]["content"] for turns in talk
@@ -164,8 +164,8 @@ def planning(folder, **changes):
 
 def test_time_that_is_left_is_shared_by_what_is_left_to_do():
     assert sum(stage.share for stage in STAGES) == pytest.approx(1)
-    assert time_for(STAGES[0], 0.0, 60) == pytest.approx(3600 * 0.11 / (1 + 6 * GRADING))
-    assert time_for(STAGES[4], 600.0, 60) == pytest.approx(3000 * 0.03 / (0.45 + 3 * GRADING))
+    assert time_for(STAGES[0], 0.0, 60) == pytest.approx(3600 * 0.17 / (1 + 6 * GRADING))
+    assert time_for(STAGES[4], 600.0, 60) == pytest.approx(3000 * 0.04 / (0.15 + 2 * GRADING))
     assert time_for(STAGES[5], 9999.0, 60) == 0
 
 
@@ -182,7 +182,7 @@ def test_planned_steps_and_validations_fill_their_share_of_the_time(tmp_path, mo
     first = with_script(STAGES[0], rehearsal)
     monkeypatch.setattr("tools.full_run.STAGES", [first, *STAGES[1:]])
     found = plan(first, planning(tmp_path, minutes=20), {"seconds": 32.0})
-    share = 1160 * 0.11 / (1 + 6 * GRADING)  # of what is left after the rehearsal, which validated once
+    share = 1160 * 0.17 / (1 + 6 * GRADING)  # of what is left after the rehearsal, which validated once
     assert share - 0.5 < found["steps"] * 0.5 + 4 * 8.0 <= share + 1e-6
     flags = found["flags"]
     assert (flags["batch_size"], flags["accumulation_steps"], flags["max_steps"]) == (1, 4, found["steps"])
@@ -204,7 +204,7 @@ def test_planning_measures_a_validation_and_leaves_nothing_behind(data, tokenize
 
 
 def test_both_distillations_are_planned_alike_but_for_their_data(tmp_path):
-    worked, plain = STAGES[3], STAGES[6]
+    worked, plain = STAGES[3], STAGES[7]
     config = planning(tmp_path, step_tokens=8192, most_tokens=8192, compile=True)
     first = plan(worked, config, {})
     often = {"eval_every": 2, "save_every": 1, "log_every": 1}
@@ -425,7 +425,7 @@ def test_full_run_goes_on_after_a_stage_and_reports_all_of_them(data, full_data,
     main([*flags, "--distill_tokens", "4096"])
     after = json.loads((out / "report.json").read_text())
     assert capsys.readouterr().out.count("done before") == 7 and after["pretrain"] == before["pretrain"]
-    trained = ["SFT_512", "SFT_1024", "worked", "plain", "GRPO"]
+    trained = ["SFT_512", "SFT_1024", "worked", "GRPO", "equations", "plain"]
     assert {*trained, *(f"grade {name}" for name in trained)} <= set(after)
     assert after["own replies"]["kept"] == 0 and "failed" in after["rejection"]  # so little was learned
     grade, validated = after["grade SFT_1024"], after["SFT_1024"]["val_loss"]
@@ -433,7 +433,7 @@ def test_full_run_goes_on_after_a_stage_and_reports_all_of_them(data, full_data,
     assert grade["questions"] == after["tokens"]["word_problems"] > 1
     replies = (out / "worked/replies.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(replies) == grade["questions"] and "equation_right" in json.loads(replies[0])
-    changes = {"other numbers", "longer numbers", "a distraction", "seconds"}
+    changes = {"two more steps", "other numbers", "longer numbers", "a distraction", "seconds"}
     assert set(after["changed"]) == changes and "right" in after["majority"]
 
     written = (out / "results/experiments.md").read_text(encoding="utf-8")

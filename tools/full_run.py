@@ -1,24 +1,25 @@
 """python tools/full_run.py --data_dir data
 
 The whole path on real text: tokenizer, pretraining, SFT on rows of 512 and of 1024 tokens, distillation from
-R1 with its calculations written out and from R1 as it is, both mixed with ordinary conversations; then reward
-by rejection sampling and by GRPO. All models are graded on the same held-out word problems.
+R1 with its calculations written out, mixed with ordinary conversations; then reward, by rejection sampling
+and by GRPO. For comparison, distillation in as many steps from the equations without their calculations, and
+from R1 as it is. All models are graded on the same held-out word problems.
 
 The folder holds pretrain, sft_512, sft_1024 and r1_1024, each as .jsonl or .jsonl.xz, or in shards
 (pretrain-00.jsonl, ...). Their last lines are held out for validation, unless there are pretrain_val, sft_val
 and r1_val; the word problems of r1_1024 that models are graded on are chosen by their wording
 (tools/worked_r1.py).
 
-A stage trains on its budget of tokens or, with --minutes, on what fits into its share of the time left. Both
-distillations take equally many steps. What fails after SFT is reported and left. The same command continues a
-stopped run, also on another machine, or with other budgets for the stages to come: --last tokens prepares the
-data where there is no card. Results are written as they come: report.json, experiments.md, each stage's
-replies.jsonl; results/ has copies of all that is small.
+A stage trains on its budget of tokens or, with --minutes, on what fits into its share of the time left, which
+is for all up to GRPO; --last GRPO leaves the comparisons out. What fails after SFT is reported and left. The
+same command continues a stopped run, also on another machine, or with other budgets for the stages to come:
+--last tokens prepares the data where there is no card. Results are written as they come: report.json,
+experiments.md, each stage's replies.jsonl; results/ has copies of all that is small.
 
 On a CPU (this is the run of EXPERIMENTS.md):
 
     python tools/full_run.py --data_dir data --preset 5m --step_tokens 4096 --most_tokens 4096 \\
-        --minutes 240 --variants 6 --validations 5 --dtype bf16 --compile
+        --minutes 175 --variants 6 --validations 5 --dtype bf16 --compile
 """
 
 import math
@@ -72,7 +73,7 @@ class FullRunConfig(Flags):
     out_dir: Path = flag(Path("out/full"), "where everything goes")
     preset: str = flag("30m", "the model's shape", choices=list(PRESETS))
     vocab_size: int = flag(6400, "entries of the tokenizer")
-    minutes: float = flag(0, "for everything together, about (default: as many as the tokens take)", least=0)
+    minutes: float = flag(0, "for all up to GRPO, about (default: as many as the tokens take)", least=0)
     pretrain_tokens: float = flag(
         0, "positions to train on, at most (default: 350e6, or what --minutes allow)", least=0
     )
@@ -110,7 +111,7 @@ class Stage:
     script: object
     data: str
     tokens: float  # the default budget, in positions: useful tokens and padding
-    share: float  # of the time
+    share: float  # of the time; 0 for as many steps as the first of its kind
     start: str = ""  # the stage that it starts from; the results of those that have one are graded
     against: str = ""  # the stage that its grade is compared with
     max_seq_len: int = 512
@@ -124,13 +125,15 @@ class Stage:
 
 
 STAGES = [
-    Stage("pretrain", pretrain, "pretrain", 350e6, 0.11),
-    Stage("SFT_512", SFT, "sft_512", 40e6, 0.06, "pretrain"),
-    Stage("SFT_1024", SFT, "sft_1024", 20e6, 0.03, "SFT_512", "SFT_512", max_seq_len=1024),
-    Stage("worked", distill, "worked_mixed", 40e6, 0.35, "SFT_1024", "plain"),
-    Stage("rejection", distill, OWN, 5e6, 0.03, "worked", "worked", learning_rate=1e-3, epochs=3),
-    Stage("GRPO", GRPO, "worked_reward", 3e6, 0.07, "worked", "worked", max_seq_len=1024, rows=16),
-    Stage("plain", distill, "plain_mixed", 40e6, 0.35, "SFT_1024", "SFT_1024"),  # for comparison
+    Stage("pretrain", pretrain, "pretrain", 350e6, 0.17),
+    Stage("SFT_512", SFT, "sft_512", 40e6, 0.09, "pretrain"),
+    Stage("SFT_1024", SFT, "sft_1024", 20e6, 0.04, "SFT_512", "SFT_512", max_seq_len=1024),
+    Stage("worked", distill, "worked_mixed", 40e6, 0.55, "SFT_1024", "plain"),
+    Stage("rejection", distill, OWN, 5e6, 0.04, "worked", "worked", learning_rate=1e-3, epochs=3),
+    Stage("GRPO", GRPO, "worked_reward", 3e6, 0.11, "worked", "worked", max_seq_len=1024, rows=16),
+    # for comparison, in as many steps as `worked`, however long they take
+    Stage("equations", distill, "equations_mixed", 40e6, 0, "SFT_1024", "worked"),
+    Stage("plain", distill, "plain_mixed", 40e6, 0, "SFT_1024", "SFT_1024"),
 ]
 
 
@@ -188,7 +191,7 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
 def time_for(stage: Stage, spent: float, minutes: float) -> float:
     """Seconds for a stage: what is left of the minutes is divided by the shares of all that is left to do."""
     left = STAGES[STAGES.index(stage) :]
-    shares = sum(other.share + GRADING * bool(other.start) for other in left)
+    shares = sum(other.share + GRADING for other in left if other.share)
     return max(0.0, minutes * 60 - spent) * stage.share / shares
 
 

@@ -16,7 +16,7 @@ from infra.jsonl import numbered_lines, parse_line
 from infra.scoring import final_answer, number_value
 from infra.text_sample import sample_lines, texts_of
 from infra.tokenizer import ChatTokenizer
-from tools.more_problems import more_problems
+from tools.more_problems import more_problems, without_steps
 from tools.own_replies import own_replies
 from tools.worked_r1 import (
     first_turn,
@@ -38,11 +38,13 @@ TOKENIZED = (
     "sft_1024",
     "plain_mixed",
     "worked_mixed",
+    "equations_mixed",
     "worked_reward",
     "pretrain_val",
     "sft_val",
     "plain_val",
     "worked_val",
+    "equations_val",
 )
 OWN, OWN_QUESTIONS, OWN_REPLIES = "worked_own", 2000, 4  # for rejection sampling
 REWARD_VARIANTS = 3
@@ -123,15 +125,16 @@ def mix(path: Path, other: Path, to: Path) -> None:
 def reason(folder: Path, variants: int, drills: int, seed: int) -> dict:
     """From r1_1024 and r1_val the files that reasoning is learned from; returns how many of what they have.
 
-    plain_mixed: R1 as it is. worked_mixed: worked out, with variants and drills. Both are mixed with
-    conversations. worked_reward: other problems, with REWARD_VARIANTS of each; R1 as it is where there are
-    none. problems: held out of all of these.
+    plain_mixed: R1 as it is. worked_mixed: worked out, with variants and drills. equations_mixed: the same
+    without calculations. All are mixed with conversations. worked_reward: other problems, with
+    REWARD_VARIANTS of each; R1 as it is where there are none. problems: held out of all of these.
     """
     found, counts = work_out(folder / "r1_1024.jsonl")
     worked, sizes = more_problems(found["worked"], variants, drills, seed)
     write_conversations(folder / "worked.jsonl", worked)
+    write_conversations(folder / "equations.jsonl", map(without_steps, worked))
     write_conversations(folder / "plain.jsonl", found["plain"])
-    for name in ("plain", "worked"):
+    for name in ("plain", "worked", "equations"):
         mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", folder / f"{name}_mixed.jsonl")
     rewarded = [worked_conversation(turns, Counter()) for turns in found["reward"]]
     reward, _ = more_problems(rewarded, REWARD_VARIANTS, 0, seed)
@@ -141,6 +144,7 @@ def reason(folder: Path, variants: int, drills: int, seed: int) -> dict:
     write_conversations(folder / "plain_val.jsonl", plain_val)
     worked_val = [worked_conversation(turns, Counter()) for turns in plain_val]
     write_conversations(folder / "worked_val.jsonl", worked_val)
+    write_conversations(folder / "equations_val.jsonl", map(without_steps, worked_val))
     return {"calculations": dict(counts), "worked": sizes}
 
 

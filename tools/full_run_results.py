@@ -35,7 +35,15 @@ TRAINING_HEAD = "stage | steps | useful tokens | minutes | tokens/s | MFU"
 TRAINING_HEAD += " | loss | val_loss | val_ppl | bits per byte"
 TRAINING_ROW = "{name} | {step} | {millions:.1f}M | {minutes:.1f} | {tokens_per_second:,.0f} | {mfu}"
 TRAINING_ROW += " | {loss:.3f} | {val_loss:.3f} | {val_ppl:.2f} | {val_bpb:.3f}"
-LADDER = ("SFT_512", "SFT_1024", "plain", "worked", "rejection", "GRPO")  # rungs, the lowest first
+LADDER = (
+    "SFT_512",
+    "SFT_1024",
+    "equations",
+    "plain",
+    "worked",
+    "rejection",
+    "GRPO",
+)  # rungs, the lowest first
 GRADES_HEAD = "model | right, of held-out Chinese word problems | 95% interval | won and lost against"
 GRADES_HEAD += (
     " | equation right | calculations right | tokens a reply | well formed | loss of ordinary replies"

@@ -17,10 +17,12 @@ from infra.scoring import REPLY, final_answer, number_value
 from tools.arithmetic import CannotSpell, claims, value
 from tools.expressions import spell_chain
 from tools.more_problems import Problem, plain, read_problem, variant
+from tools.more_problems import worked_conversation as spelled_conversation
 from tools.worked_r1 import EQUATION, OPERATOR, worked_conversation
 
 VOTES, VOTE_TEMPERATURE = 16, 0.7
 STATED = re.compile(r"列式计算：(.+?)=")
+MORE_STEPS = "把得数加上17，再乘3，最后是多少？"
 DISTRACTION = "今天是9月17日，窗外有5只小鸟。"
 
 
@@ -95,18 +97,28 @@ def majority(model, tokenizer, questions: list, max_new_tokens: int, seed: int) 
 
 
 def changed_problems(conversations: list[list[dict]], rng) -> dict[str, list[list[dict]]]:
-    """The held-out problems with other numbers, with longer ones, and after a sentence that has nothing to do
-    with them; worked out, so that the expected results are exact."""
+    """The held-out problems with two more steps, with other numbers, with longer ones, and after a sentence
+    that has nothing to do with them; worked out, so that the expected results are exact."""
     worked = [worked_conversation(turns, Counter()) for turns in conversations]
     problems = [problem for turns in worked if (problem := read_problem(turns))]
     longer = [problem for problem in map(lengthened, problems) if problem]
     return {
+        "two more steps": [turns for problem in problems if (turns := two_more_steps(problem))],
         "other numbers": [turns for problem in problems if (turns := variant(problem, rng))],
         "longer numbers": [turns for problem in longer if (turns := variant(problem, rng))],
         "a distraction": [
             [replace_content(turns[0], DISTRACTION + turns[0]["content"]), *turns[1:]] for turns in worked
         ],
     }
+
+
+def two_more_steps(problem: Problem) -> list[dict] | None:
+    equation = f"({problem.equation}+17)×3"
+    try:
+        steps, result = spell_chain(equation)
+    except CannotSpell:
+        return None
+    return spelled_conversation(problem.question + MORE_STEPS, equation, steps, result)
 
 
 def replace_content(message: dict, content: str) -> dict:

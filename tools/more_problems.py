@@ -29,6 +29,7 @@ ENOUGH_FOR_CORES = 2000  # to be made: fewer are sooner made by one
 TRIES = 300  # draws of new numbers for one variant
 MOST_CHARACTERS = 400  # of a worked reply: longer ones fit no short row
 WORKED = re.compile(rf"<think>\n(.+)\n(?:.+\n)+</think>\n<answer>\n({NUMBER})\n</answer>")
+DRILLED = re.compile(rf"(.+)=<think>\n.+\n</think>\n<answer>\n({NUMBER})\n</answer>")
 NUMBERS = re.compile(NUMBER)
 CALCULATION = re.compile(rf"({NUMBER})([-+×÷])({NUMBER})")
 
@@ -48,6 +49,15 @@ def read_problem(messages: list[dict]) -> Problem | None:
         return None
     found = WORKED.fullmatch(messages[1]["content"])
     return Problem(messages[0]["content"], found[1], found[2]) if found else None
+
+
+def without_steps(messages: list[dict]) -> list[dict]:
+    """A worked word problem or drill without its calculations; any other conversation as it is."""
+    if problem := read_problem(messages):
+        return worked_conversation(problem.question, problem.equation, [], problem.answer)
+    if drilled := DRILLED.fullmatch("".join(message["content"] for message in messages)):
+        return worked_conversation(messages[0]["content"], drilled[1], [], drilled[2])
+    return messages
 
 
 def worked_conversation(question: str, equation: str, steps: list[str], answer: str) -> list[dict]:

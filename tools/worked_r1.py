@@ -21,7 +21,7 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -132,7 +132,7 @@ def read_conversations(path: Path) -> Iterator[list[dict]]:
             raise UserError(f"{path}:{number}: {error}") from None
 
 
-def write_conversations(path: Path, conversations: list[list[dict]]) -> None:
+def write_conversations(path: Path, conversations: Iterable[list[dict]]) -> None:
     lines = (json.dumps({"conversations": turns}, ensure_ascii=False) + "\n" for turns in conversations)
     write_text(path, "".join(lines))
 
