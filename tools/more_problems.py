@@ -9,13 +9,15 @@ every result on the way. A problem for which no such numbers are found has fewer
 """
 
 import math
+import os
 import random
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -215,8 +217,14 @@ def made(make: Callable, wanted: list[tuple]) -> list:
     """What make(one) returns for each that is wanted and can be made, in order, by all cores."""
     if len(wanted) < ENOUGH_FOR_CORES:
         return [turns for turns in map(make, wanted) if turns]
-    with ProcessPoolExecutor(mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(mp_context=get_context("spawn"), initializer=leave_with_parent) as pool:
         return [turns for turns in pool.map(make, wanted, chunksize=500) if turns]
+
+
+def leave_with_parent() -> None:
+    """Let a worker end when the process that started it is killed; else it would wait for work for ever."""
+    wait = lambda: (parent_process().join(), os._exit(1))
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def new_variant(wanted: tuple[float, Problem]) -> list[dict] | None:
