@@ -2,16 +2,20 @@
 
 The whole pipeline on generated data, on a laptop: data, tokenizer, pretraining, SFT, distillation, scores.
 
+--reward distills for half of the steps only, and then the model learns from its own replies to new problems
+(GRPO.py), for about five minutes on two cores.
+
 Everything goes to out/quickstart. A second run continues where the first one was stopped and redoes nothing
 that is finished; --fresh starts from nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import distill
 import eval_model
+import GRPO
 import pretrain
 import SFT
 from Config import DEVICES_HELP, LLMConfig
@@ -42,11 +46,21 @@ class Stage:
     flags: str
     start: str = ""  # the folder that it starts from
 
+    @property
+    def kind(self) -> str:
+        return self.data.removesuffix("_new")
+
 
 STAGES = {
     "pretrain": Stage(pretrain, "pretrain", "pretrain", 600, "--learning_rate 1e-2 --embedding_rate 1"),
     "sft": Stage(SFT, "SFT", "sft", 120, "--learning_rate 4e-3", "pretrain"),
     "distill": Stage(distill, "distill", "r1", 1700, "--learning_rate 6e-3 --min_lr_ratio 0.02", "SFT"),
+}
+SAMPLED = "--batch_size 16 --max_seq_len 1024 --max_new_tokens 200 --learning_rate 1e-4 --eval_every 25"
+REWARDED = {
+    **{name: STAGES[name] for name in ("pretrain", "sft")},
+    "half": replace(STAGES["distill"], folder="half", steps=850),
+    "grpo": Stage(GRPO, "GRPO", "r1_new", 75, SAMPLED, "half"),
 }
 
 
@@ -54,6 +68,7 @@ STAGES = {
 class QuickstartConfig(Flags):
     fresh: bool = flag(False, "delete out_dir first")
     out_dir: str = flag("out/quickstart", "where everything goes")
+    reward: bool = flag(False, "half of the distillation, then GRPO")
     seed: int = flag(0, "random seed of data, weights and order", least=0, most=2**62)
     scale: float = flag(1.0, "fraction of the steps; four times that, of the data", above=0, most=1)
     device: str = flag("", DEVICES_HELP)
@@ -70,9 +85,10 @@ def make_tokenizer(folder: Path) -> dict:
 
 def run_stage(stage: Stage, folder: Path, config: QuickstartConfig) -> dict:
     """Train a stage and, if it can answer, score it: {val_loss, val_ppl, tokens, train_seconds, ...}."""
-    data, steps = folder / "data" / stage.data, max(2, round(stage.steps * config.scale))
-    flags = {"seed": config.seed, "device": config.device, "max_steps": steps, "data_path": f"{data}.jsonl"}
-    flags |= {"val_path": f"{data}_val.jsonl", "out_dir": folder / stage.folder}
+    data, steps = folder / "data", max(2, round(stage.steps * config.scale))
+    flags = {"data_path": data / f"{stage.data}.jsonl", "val_path": data / f"{stage.kind}_val.jsonl"}
+    flags |= {"seed": config.seed, "device": config.device, "max_steps": steps}
+    flags |= {"out_dir": folder / stage.folder}
     flags |= {"init_from": folder / stage.start} if stage.start else {"tokenizer": folder / "tokenizer"}
     flags |= {"dtype": "bf16"} if has_fast_bf16(pick_device(config.device)) else {}
     command = f"{COMMON} {stage.flags}".split() + [f"--{name}={value}" for name, value in flags.items()]
@@ -91,16 +107,16 @@ def score_stage(stage: Stage, folder: Path, config: QuickstartConfig) -> dict:
     """{reasoning_accuracy, well_formed, facts}: of held-out word problems, and of facts that were taught."""
     chosen = eval_model.EvalConfig(model_dir=str(folder / stage.folder), device=config.device)
     model, tokenizer = eval_model.load(chosen)
-    problems = read_questions(folder / "data" / f"{stage.data}_test.jsonl", partial(prompt_ids, tokenizer))
+    problems = read_questions(folder / "data" / f"{stage.kind}_test.jsonl", partial(prompt_ids, tokenizer))
     asked = [([{"role": "user", "content": turn.question}], turn.reply) for turn in probe_turns()]
     facts = [(prompt_ids(tokenizer, messages), reply) for messages, reply in asked]
     known = score(model, tokenizer, facts)["reasoning_accuracy"]
     return {**score(model, tokenizer, problems, shows_progress=True), "facts": known}
 
 
-def print_conversations(folder: Path, config: QuickstartConfig) -> None:
+def print_conversations(stages: dict[str, Stage], folder: Path, config: QuickstartConfig) -> None:
     """The same questions to each stage; the pretrained model, which cannot converse, continues a text."""
-    for mode, (name, stage) in enumerate(STAGES.items()):
+    for mode, (name, stage) in enumerate(stages.items()):
         print(f"\n--- {name}")
         for question in QUESTIONS if stage.start else [BEGINNING]:
             print(f"> {question}")
@@ -120,18 +136,19 @@ def main(argv=None):
     size = min(1.0, config.scale * 4)
     report.do("data", "generated data", lambda: {"files": len(write_sample_data(data, config.seed, size))})
     report.do("tokenizer", "tokenizer", lambda: make_tokenizer(folder))
-    for name, stage in STAGES.items():
+    stages = REWARDED if config.reward else STAGES
+    for name, stage in stages.items():
         report.do(name, name, lambda: run_stage(stage, folder, config))
-    trained = {name: report.parts[name] for name in STAGES}
+    trained = {name: report.parts[name] for name in stages}
     tokens, seconds = (sum(part[name] for part in trained.values()) for name in ("tokens", "train_seconds"))
     speed = report.parts["tokens_per_second"] = round(tokens / max(seconds, 0.1))
     report.write()
-    print_conversations(folder, config)
+    print_conversations(stages, folder, config)
     print_table(trained, COLUMNS)
-    distilled = folder / STAGES["distill"].folder
+    last = folder / stage.folder
     print(f"{report.parts['seconds']:.0f} seconds in all, {speed} useful tokens a second in training")
-    print(f"all numbers: {report.path} | charts: {distilled / 'charts'} | chat with it:")
-    print(f"    python eval_model.py --model_dir {distilled} --temperature 0")
+    print(f"all numbers: {report.path} | charts: {last / 'charts'} | chat with it:")
+    print(f"    python eval_model.py --model_dir {last} --temperature 0")
 
 
 if __name__ == "__main__":

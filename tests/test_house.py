@@ -64,7 +64,7 @@ def test_config_imports_no_room_that_imports_config():
 
 
 def test_the_story_is_read_in_an_hour():
-    assert sum(lines_of(f"{name}.py") for name in STORY) <= 1570
+    assert sum(lines_of(f"{name}.py") for name in STORY) <= 1590
 
 
 @pytest.mark.parametrize("path", ALL_CODE)
@@ -78,7 +78,9 @@ def test_files_functions_and_classes_are_short(path):
 
 
 def test_the_project_does_not_grow():
-    """Apart from reasoning. Before the house had two floors it was 6,498 lines of 110 columns."""
+    """Apart from reasoning; full_run.py grades it, in some 170 lines. Before the house had two floors it was
+    6,498 lines of 110 columns."""
     reasoning = ["GRPO.py", "infra/rewards.py"]
-    reasoning += [f"tools/{name}.py" for name in ("arithmetic", "expressions", "worked_r1", "more_problems")]
-    assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 5850
+    tools = ("arithmetic", "expressions", "worked_r1", "more_problems", "own_replies", "ladder")
+    reasoning += [f"tools/{name}.py" for name in tools]
+    assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 6030

@@ -302,6 +302,16 @@ def test_quickstart_started_again_redoes_nothing(rehearsed):
 
 
 @pytest.mark.slow
+def test_reward_goes_on_from_the_same_sft_and_half_of_the_distillation(rehearsed):
+    folder, _ = rehearsed
+    result = run_ok("quickstart.py", "--scale", "0.01", "--reward", cwd=folder)
+    assert result.stdout.count("done before") == 4  # data, tokenizer, pretrain, sft
+    report = json.loads((folder / "out/quickstart/report.json").read_text())
+    assert {"half", "grpo"} <= set(report) and "reasoning_accuracy" in report["grpo"]
+    assert "--model_dir out/quickstart/GRPO" in result.stdout
+
+
+@pytest.mark.slow
 def test_quickstart_of_another_scale_is_refused_with_the_flag_that_helps(rehearsed):
     folder, _ = rehearsed
     other = run("quickstart.py", "--scale", "0.03", cwd=folder)

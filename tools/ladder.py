@@ -77,7 +77,10 @@ def kinds_of(expected: str) -> list[str]:
 
 
 def majority(model, tokenizer, questions: list, max_new_tokens: int, seed: int) -> dict:
-    """{"right", "reply"...}: the answer that most of VOTES sampled replies to a question give."""
+    """{"right": numbers of the questions to which most of VOTES sampled replies give the right answer}.
+
+    Of answers given equally often, the first one counts.
+    """
     prompts = [prompt for prompt, _ in questions for _ in range(VOTES)]
     sampling = Sampling(VOTE_TEMPERATURE, max_new_tokens=max_new_tokens, seed=seed)
     replies = [tokenizer.decode(ids) for ids in generate(model, prompts, sampling, shows_progress=True)]

@@ -42,6 +42,7 @@ JOINED_CHARACTERS = 240      # in such a conversation at most, so that it fits t
 PROBE_COPIES = 20            # of each of FACT_CHECKS in sft.jsonl and r1.jsonl
 VAL_ITEMS = 200
 TEST_ITEMS = 200
+NEW_ITEMS = 2_000  # problems that no other file has, for reward
 MAX_SCALE = 1.5              # there are 7,200 different three-digit times one-digit problems
 
 # Each of these questions stands verbatim in sft.jsonl and r1.jsonl at any scale.
@@ -856,7 +857,7 @@ def text_makers(bank):
 
 
 def write_sample_data(folder, seed=0, scale=1.0):
-    """Write the eight files into `folder` and return {"pretrain": path, "pretrain_val": path, ...}.
+    """Write the nine files into `folder` and return {"pretrain": path, "pretrain_val": path, ...}.
 
     `scale` multiplies the training sets only. The same seed and scale give the same bytes.
     Raises ValueError if `scale` is not above 0 and at most MAX_SCALE.
@@ -872,11 +873,12 @@ def write_sample_data(folder, seed=0, scale=1.0):
     r1 = training_chats(rng, bank, R1_ITEMS, 1 - R1_CHAT_SHARE, scale, held_out)
     pretrain_val = [draw_text(rng, bank) for _ in range(VAL_ITEMS)]
     pretrain = training_texts(rng, bank, scale, held_out=set(pretrain_val))
+    new = [problem_chat(problem) for problem in bank.draw(round(NEW_ITEMS * scale))]
     documents = {
         "pretrain": [{"text": text} for text in pretrain], "pretrain_val": [{"text": text} for text in pretrain_val],
         "sft": [sft_document(chat, draw_system_message(rng)) for chat in sft],
         "sft_val": [sft_document(chat) for chat in sft_val], "sft_test": [sft_document(chat) for chat in test],
-        "r1": [r1_document(chat) for chat in r1],
+        "r1": [r1_document(chat) for chat in r1], "r1_new": [r1_document(chat) for chat in new],
         "r1_val": [r1_document(chat) for chat in r1_val], "r1_test": [r1_document(chat) for chat in test],
     }
     Path(folder).mkdir(parents=True, exist_ok=True)
