@@ -67,8 +67,9 @@ class Bench:
 @pytest.fixture
 def bench(device, sums, tokenizer, tmp_path):
     is_card = device == "cuda"
-    preset, row_length, batch_size = ("30m", 512, 8) if is_card else ("tiny", 128, 3)
-    rows = PackedRows(sums, np.arange(len(sums)), row_length)
+    preset, row_length, batch_size, times = ("30m", 512, 8, 10) if is_card else ("tiny", 128, 3, 1)
+    rows = PackedRows(sums, np.tile(np.arange(len(sums)), times), row_length)
+    assert len(rows) > 4 * batch_size
     config = TrainConfig(
         batch_size=batch_size, max_seq_len=row_length, epochs=1000, device=device, dtype="fp32",
         compile=False, learning_rate=1e-3, warmup_steps=1, log_every=10**6, out_dir=str(tmp_path / "run"),
