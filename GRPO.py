@@ -1,4 +1,4 @@
-"""python GRPO.py --data_path r1_1024.jsonl
+"""python GRPO.py --data_path data/worked/reward.jsonl
 
 Stage 4, reward: out/distill answers questions whose results are known, each several times, and learns from
 which of its own replies were right (GRPO: Shao et al. 2024, arXiv:2402.03300, without its KL term).
@@ -7,7 +7,8 @@ A reply's advantage is its reward minus the mean reward of its *group*, the repl
 the one training loop it is the loss weight of the reply's tokens: above 0 the reply becomes likelier, below 0
 less likely. A group whose rewards are all the same teaches nothing and is left out. Advantages are not
 divided by the group's deviation, nor losses by a reply's length: both favour some questions and lengths over
-others (Liu et al. 2025, arXiv:2503.20783). Each reply is used for one update: there is no ratio to clip.
+others (Liu et al. 2025, arXiv:2503.20783). The loop divides a step's loss by the sum of its |weights|. Each
+reply is used for one update, so the ratio of new to old probabilities, which others clip, is 1.
 """
 
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from infra.checks import check_run
 from infra.cli import UserError, flag, parse_args, run_script
 from infra.packing import pack
 from infra.questions import first_questions, judge
-from infra.rewards import Rewards
+from infra.rewards import Rewards, teaches
 from infra.scoring import final_answer
 from infra.tokenizer import ChatTokenizer
 from model import WeakWater, document_mask
@@ -41,7 +42,7 @@ class GRPOConfig(TrainConfig):
 
 
 RECIPE = GRPOConfig(
-    stage="GRPO", data_path="r1_1024.jsonl", out_dir="out/GRPO", init_from="out/distill",
+    stage="GRPO", data_path="data/worked/reward.jsonl", out_dir="out/GRPO", init_from="out/distill",
     max_steps=300, batch_size=16, max_seq_len=1024, optimizer="adamw", learning_rate=5e-5, weight_decay=0.0,
     eval_every=20, save_every=100,
 )  # fmt: skip
@@ -55,8 +56,8 @@ def reward_of(verdict: dict) -> float:
 
 
 class SampledRows(torch.utils.data.Dataset):
-    """Rows of the model's own replies. A row's number is that of a question: a micro-batch of B rows samples
-    the groups of B questions and packs those that teach into B rows; what does not fit is left out.
+    """Rows of the model's own replies. For the loop, row number i is question i. Asked for B of them at once,
+    it samples their groups and packs those that teach into at most B rows; what does not fit is left out.
     """
 
     def __init__(self, model: WeakWater, rows: PackedRows, config: GRPOConfig, reward=reward_of):
@@ -90,7 +91,7 @@ class SampledRows(torch.utils.data.Dataset):
         replies = generate(self.model, [prompt for prompt, _ in asked], sampling, batch_size=len(asked))
         judged = judge(map(self.cache.tokenizer.decode, replies), asked)
         rewards = np.array([self.reward(verdict) for verdict in judged]).reshape(-1, size)
-        advantages = (rewards - rewards.mean(axis=1, keepdims=True)).ravel()
+        advantages = np.where(teaches(rewards), rewards - rewards.mean(axis=1, keepdims=True), 0.0).ravel()
         segments = [
             segment(prompt, reply, advantage, config.max_new_tokens, self.model.config.eos_token_id)
             for (prompt, _), reply, advantage in zip(asked, replies, advantages)
@@ -102,7 +103,7 @@ class SampledRows(torch.utils.data.Dataset):
 
     @torch.no_grad()
     def entropy(self, rows: list[Batch]) -> float:
-        """The mean of -log p over the tokens that were sampled, which estimates the entropy in nats."""
+        """The mean of -log p over the tokens of groups that teach, which estimates their entropy in nats."""
         batch = collate_rows(rows, len(rows), self.row_length).to(self.model.lm_head.weight.device)
         counts = (batch.loss_weights != 0).float()
         nats = self.model(batch.input_ids, document_mask(batch.document_ids), batch.labels, counts)

@@ -10,8 +10,16 @@ from infra.divergence import Diverged, advice
 FALLEN_APART = 0.5  # of the well-formed share at the beginning
 
 
+def teaches(rewards: np.ndarray) -> np.ndarray:
+    """Of rewards (questions, replies to each), which groups differ: (questions, 1), booleans.
+
+    Not by their advantages: a mean of equal numbers can differ from them by rounding.
+    """
+    return np.ptp(rewards, axis=1, keepdims=True) > 0
+
+
 class Rewards:
-    """The rewards and the form of replies since the last `means`."""
+    """The rewards and the form of replies since the last `means`, compared with the first micro-batch."""
 
     def __init__(self, config):
         self.config, self.values, self.well_formed_at_first = config, defaultdict(list), None
@@ -22,7 +30,7 @@ class Rewards:
         Raises Diverged when not half as many replies are well formed as were at first.
         """
         self.values["reward"] += rewards.ravel().tolist()
-        self.values["teaching"] += (np.ptp(rewards, axis=1) > 0).tolist()  # groups
+        self.values["teaching"] += teaches(rewards).ravel().tolist()
         self.values["sampled_right"] += (verdict["is_right"] for verdict in judged)
         self.values["sampled_well_formed"] += (verdict["is_well_formed"] for verdict in judged)
         self.values["reply_tokens"] += lengths

@@ -7,7 +7,8 @@ from fractions import Fraction
 import pytest
 
 from tools import arithmetic
-from tools.arithmetic import NUMBER, CannotSpell, claims, spell, value, written
+from tools.arithmetic import NUMBER, CannotSpell, spell, value, written
+from tools.claims import claims
 from tools.expressions import restate, spell_chain
 
 BY_HAND = [
@@ -168,6 +169,19 @@ def test_a_wrong_step_is_found():
         ("132÷33商4余1", False),
     ]
     assert claims("345+278~236=623") == [("345+278~236=623", False)]
+    assert claims("20%=0.3") == [("20%=0.3", False)] and claims("140÷33商4,...") == [("140÷33商4", True)]
+    assert claims("80/60约10=8/6约2=4/2") == [("80/60约10=8/6", True), ("8/6约2=4/2", False)]
+
+
+def test_what_is_closed_is_compared_with_what_was_opened():
+    moved, reached = ("13.6+5.5:136+55~191=191得{}".format(result) for result in ("99.1", "19.1"))
+    assert claims(moved)[-1] == ("13.6+5.5得99.1", False) and claims(reached)[-1] == ("13.6+5.5得19.1", True)
+    inner = "120×2/3:120÷3:12÷3商4余0得40,40×2:4×2=8得80得80"
+    assert [claim for claim, _ in claims(inner)[-3:]] == ["120÷3得40", "40×2得80", "120×2/3得80"]
+    shared = claims("12÷0.5:120÷5:12÷5商2余2,20÷5商4余0得24")
+    assert shared[-2:] == [("120÷5得24", True), ("12÷0.5得24", True)]
+    assert claims("5×12+6:5×12:12×5~06=60得60,60+6~66=66得67")[-1] == ("5×12+6得67", False)
+    assert claims("7×8:7×8=") == [] and claims("得7") == []  # cut off; never opened
     assert claims("13÷33商0余13,7÷2商2余3") == [("13÷33商0余13", True), ("7÷2商2余3", False)]
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from infra.cli import UserError
 from infra.scoring import is_right, is_well_formed
-from tools.arithmetic import CannotSpell, claims, value
+from tools.arithmetic import CannotSpell, value
+from tools.claims import claims
 from tools.expressions import spell_chain
 from tools.more_problems import Problem, drill, like, main, read_problem, result_kinds, variant, with_numbers
 from tools.worked_r1 import worked_equation

@@ -1,10 +1,10 @@
 """One language in which a calculation is written out, in steps that a small model can learn.
 
-A fact known by heart, one digit with one digit:
+A fact known by heart, of the tables of one-digit numbers, forwards or backwards:
     6×7=42   13-5=8   42÷6=7
 From the last digit to the first: after ~ stands the result backwards, after = as it is read:
     345+278~326=623   346×7~2242=2422
-A product, one digit of the multiplier after the other, the first one first:
+A product, one digit after the other of the number with fewer digits, the first one first:
     66×52:66×5~033=330,66×2~231=132,3300+132~2343=3432得3432
 Long division: 商 a digit of the quotient, 余 what remains, 点 where its point goes:
     7÷8:7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0得0.875
@@ -19,8 +19,8 @@ Reducing, and percentages:
     80/60约10=8/6约2=4/3   20%=0.2
 
 A colon opens the steps of what stands before it, 得 closes them with the result: an integer, a decimal where
-it ends within MAX_DECIMALS places, else a reduced fraction; of fractions always a fraction. A calculation
-rewritten at once as another shares its 得:
+it ends within MAX_DECIMALS places, else a reduced fraction; of fractions without a decimal no decimal. A
+calculation rewritten at once as another shares its 得:
     12÷0.5:120÷5:12÷5商2余2,20÷5商4余0得24
 
 Results backwards: Lee et al. 2023, Teaching Arithmetic to Small Transformers, arXiv:2307.03381.
@@ -88,7 +88,8 @@ def evaluate(a, operator, b):
 def spell(a, operator, b):
     """'9.1', '×', '8.9' -> '9.1×8.9:91×89:91×8~827=728,91×9~918=819,7280+819~9908=8099得8099得80.99'
 
-    Raises CannotSpell for negative numbers, division by zero and numbers of more than MAX_DIGITS digits.
+    A negative result is that of the difference the other way round. Raises CannotSpell for negative operands,
+    division by zero and numbers of more than MAX_DIGITS digits.
     """
     number = evaluate(value(a), operator, value(b))
     if max(sum(map(str.isdigit, text)) for text in (a, b, written(number))) > MAX_DIGITS:
@@ -190,7 +191,7 @@ def partial_products(a, multiplier):
 
 
 def divide(a, b):
-    """7, 8 -> '7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0得0.875': the steps of a quotient that ends."""
+    """7, 8 -> '7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0': the steps of a quotient that ends."""
     digits = str(a)
     taken = 1
     while taken < len(digits) and int(digits[:taken]) < b:
@@ -258,7 +259,7 @@ def quotient(a, b):
     whole_a = int(whole_a * shift)
     while shift == 1 and whole_a and whole_a % 10 == 0 and whole_b % 10 == 0:
         whole_a, whole_b = whole_a // 10, whole_b // 10
-    if whole_a == 0 or set(str(whole_b)) <= {"0", "1"} and int(str(whole_b).rstrip("0")) == 1:
+    if whole_a == 0 or str(whole_b).rstrip("0") == "1":  # a power of ten
         return f"{head}={result}"
     if "/" in result:
         number = Fraction(whole_a, whole_b * shift)
@@ -334,7 +335,7 @@ def sum_steps(a, operator, b):
         factor = common // whole
         if "/" not in text and "." in text:
             steps.append(f"{text}={part}/{whole}")
-        if factor > 1 and part * factor != factor:
+        if factor > 1 and part != 1:
             steps.append(multiply(part, factor))
         tops.append(part * factor)
     if operator == "+":
@@ -349,27 +350,3 @@ def sum_steps(a, operator, b):
 def reducing(top, bottom):
     """[] where top/bottom is reduced, or not above 0."""
     return [reduce(int(top), bottom)] if top > 0 and math.gcd(int(top), bottom) > 1 else []
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Reading back
-# ------------------------------------------------------------------------------------------------------------
-
-CLAIM = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})(?:~(\d+))?=({NUMBER})")
-QUOTIENT_CLAIM = re.compile(r"(\d+)÷(\d+)商(\d+)余(\d+)")
-
-
-def claims(text):
-    """Every calculation that a text states, as [(claim, is it true)]; what follows a result is not read."""
-    found = []
-    for match in CLAIM.finditer(text):
-        a, operator, b, backwards, result = match.groups()
-        try:
-            is_true = evaluate(value(a), operator, value(b)) == value(result)
-        except CannotSpell:
-            is_true = False
-        found.append((match[0], is_true and backwards in (None, result[::-1])))
-    for match in QUOTIENT_CLAIM.finditer(text):
-        a, b, digit, remainder = map(int, match.groups())
-        found.append((match[0], a == b * digit + remainder and remainder < b))
-    return found

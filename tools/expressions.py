@@ -23,7 +23,8 @@ def spell_chain(expression):
 
 
 def chain(tokens, steps, operators):
-    """The result of the operands that +- or ×÷ join at the front of tokens. Takes those; adds to steps."""
+    """The result of the longest sum ("+-") or product ("×÷") at the front of tokens, taken from them;
+    its calculations are added to steps."""
     result = chain(tokens, steps, "×÷") if operators == "+-" else power(tokens, steps)
     while tokens and tokens[0] in operators:
         operator = tokens.pop(0)

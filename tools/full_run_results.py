@@ -213,7 +213,8 @@ def grade_row(name: str, row: dict, against: str, parts: dict) -> str:
 def compared(row: dict, other: dict, name: str) -> str:
     """'plain: +12 -3 (p = 0.035)': the questions that only this model, and only the other one, got right."""
     won, lost = len(set(row["right"]) - set(other["right"])), len(set(other["right"]) - set(row["right"]))
-    return f"{name}: +{won} -{lost} (p = {signs_test(won, lost):.2g})"
+    p = signs_test(won, lost)
+    return f"{name}: +{won} -{lost} ({f'p = {p:.2g}' if p >= 1e-6 else 'p < 1e-6'})"
 
 
 def details(parts: dict, chosen: list) -> list[str]:

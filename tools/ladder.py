@@ -14,7 +14,8 @@ from dataset import prompt_ids
 from generate import Sampling, generate
 from infra.questions import judge
 from infra.scoring import REPLY, final_answer, number_value
-from tools.arithmetic import CannotSpell, claims, value
+from tools.arithmetic import CannotSpell, value
+from tools.claims import claims
 from tools.expressions import spell_chain
 from tools.more_problems import Problem, plain, read_problem, variant
 from tools.more_problems import worked_conversation as spelled_conversation
@@ -35,9 +36,9 @@ def equation_of(reply: str) -> str:
 
 
 def evaluates_to(equation: str, expected) -> bool:
-    """Whether an expression comes to a Fraction."""
+    """Whether an expression comes to a Fraction above 0."""
     try:
-        return value(spell_chain(equation)[1].removeprefix("-")) == expected
+        return value(spell_chain(equation)[1]) == expected
     except CannotSpell:
         return False
 
@@ -73,7 +74,8 @@ def kinds_of(expected: str) -> list[str]:
     steps = len(OPERATOR.findall(stated[1]))
     kinds = {"/": "fractions", "%": "percentages", ".": "decimals"}
     found = [name for sign, name in kinds.items() if sign in stated[0]]
-    return [f"{min(steps, 5)}{' or more' * (steps >= 5)} steps", *(found or ["integers"])]
+    count = "1 step" if steps == 1 else f"{steps} steps" if steps < 5 else "5 or more steps"
+    return [count, *(found or ["integers"])]
 
 
 def majority(model, tokenizer, questions: list, max_new_tokens: int, seed: int) -> dict:

@@ -4,8 +4,9 @@ More problems from the worked ones of tools/worked_r1.py: the conversations as t
 problem, its numbers exchanged in question, equation and steps alike; and drills, single calculations of the
 kinds and lengths that the problems need. Shuffled; a seed fixes every byte.
 
-A number keeps its kind and about its size: an integer stays an integer, a share stays below one. So does
-every result on the way. A problem for which no such numbers are found has fewer variants.
+A number keeps its kind and about its size: an integer stays an integer, a fraction or a percentage below one
+stays below. Every result on the way keeps its kind: integer, decimal or fraction. A problem for which no such
+numbers are found has fewer variants.
 """
 
 import math
@@ -127,7 +128,7 @@ def result_kinds(steps: list[str]) -> list[str]:
 
 
 def like(number: str, rng: random.Random) -> str:
-    """Another number of the same kind and about the same size: 2400 -> 1800, 3/4 -> 2/5, 20% -> 35%"""
+    """A number of the same kind and about the same size: 2400 -> 1800, 3/4 -> 2/5, 20% -> 40%"""
     if number.endswith("%"):
         new = like(number[:-1], rng)
         return (new if float(new) < 100 or float(number[:-1]) >= 100 else number[:-1]) + "%"

@@ -1,7 +1,9 @@
-"""python tools/own_replies.py --model_dir out/distill --data_path reward.jsonl --out own.jsonl
+"""python tools/own_replies.py --model_dir out/distill --data_path data/worked/reward.jsonl --out own.jsonl
 
 Rejection sampling: let a model answer questions several times, and keep the replies that are right and well
-formed, each once (Yuan et al. 2023, arXiv:2308.01825). `distill.py --data_path own.jsonl` learns from them.
+formed, each once (Yuan et al. 2023, arXiv:2308.01825). With ordinary conversations mixed in, learn from them:
+
+    python distill.py --data_path own.jsonl --init_from out/distill --out_dir out/rejection --max_seq_len 512
 """
 
 import sys

@@ -4,7 +4,7 @@ Write every calculation of R1 conversations out in the language of tools/arithme
 
     worked.jsonl    every calculation that can be spelled is spelled
     plain.jsonl     the same conversations as they were, for comparison
-    reward.jsonl    word problems to be solved without a rationale, as they were
+    reward.jsonl    word problems whose rationales are not to be learned, as they were
     problems.jsonl  the held-out word problems, as they were
 
 A rationale that a program wrote from an equation (its answer has 列式计算：EQUATION=RESULT) becomes the
@@ -12,8 +12,8 @@ equation and its calculations, one a line. Elsewhere a calculation is replaced w
 or cannot be spelled stays as it is and is counted by reason.
 
 Held out are word problems, questions in Chinese whose answer is a number, by a hash of their wording without
-its numbers: no held-out wording is trained on, whatever its numbers. Others are kept for reward: a model that
-has not read their rationales has something to learn from its own attempts.
+its numbers: no held-out wording is trained on, whatever its numbers; those whose answer is no number are left
+out. Others are kept for reward: a model that has not read their rationales has something to learn by trying.
 """
 
 import hashlib

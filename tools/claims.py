@@ -1,0 +1,75 @@
+"""The calculations that a text states in the language of tools/arithmetic.py, read back and checked.
+
+A calculation may be stated at once, 6×7=42, or be opened by a colon and closed by 得 with its result.
+"""
+
+import re
+
+from tools.arithmetic import NUMBER, CannotSpell, evaluate, value
+from tools.expressions import spell_chain
+
+OPERATION = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})")
+STATED = re.compile(rf"{OPERATION.pattern}(?:~(\d+))?=({NUMBER})")
+DIGIT = re.compile(r"(\d+)÷(\d+)商(\d+)(?:余(\d+))?")
+REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
+REWRITTEN = re.compile(rf"(?<![\d./%)=~约+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
+EXPRESSION = r"[\d(][\d./%()]*[-+×÷^][-\d./%()+×÷^]*"
+OPENED_OR_CLOSED = re.compile(rf"(?P<opened>{EXPRESSION}):|得(?P<result>-?{NUMBER})|\n")
+
+
+def claims(text: str) -> list[tuple[str, bool]]:
+    """[(claim, is it true)] of each calculation, digit of a quotient, reduction, and number written anew."""
+    found = []
+    for match in STATED.finditer(text):
+        a, operator, b, backwards, result = match.groups()
+        is_true = result_is(f"{a}{operator}{b}", result) and backwards in (None, result[::-1])
+        found.append((match[0], is_true))
+    for match in DIGIT.finditer(text):
+        a, b, digit = map(int, match.groups()[:3])
+        remainder = a - b * digit
+        found.append((match[0], 0 <= remainder < b and match[4] in (None, str(remainder))))
+    for match in REDUCED.finditer(text):
+        top, bottom, factor, new_top, new_bottom = (int(number or 1) for number in match.groups()[1:])
+        found.append((match[1], (top, bottom) == (new_top * factor, new_bottom * factor)))
+    found += [(match[0], same(*match.groups())) for match in REWRITTEN.finditer(text)]
+    return found + opened_claims(text)
+
+
+def opened_claims(text: str) -> list[tuple[str, bool]]:
+    """Those of the colons: 得 closes the last one, and with it what was only rewritten as that,
+    12÷0.5:120÷5:...得24. What a text leaves open claims nothing."""
+    found, opened = [], []  # (expression, where it begins, where its steps begin)
+    for match in OPENED_OR_CLOSED.finditer(text):
+        if match["opened"]:
+            opened.append((match["opened"], match.start(), match.end()))
+        elif not match["result"]:
+            opened.clear()  # a new line
+        while match["result"] and opened:
+            expression, begin, _ = opened.pop()
+            found.append((f"{expression}得{match['result']}", result_is(expression, match["result"])))
+            if not (opened and opened[-1][2] == begin and result_is(opened[-1][0], match["result"])):
+                break
+    return found
+
+
+def result_is(expression: str, stated: str) -> bool:
+    """Whether an expression comes to the number stated; False for what cannot be worked out."""
+    try:
+        if two := OPERATION.fullmatch(expression):
+            a, operator, b = two.groups()
+            return evaluate(value(a), operator, value(b)) == signed(stated)
+        return signed(spell_chain(expression)[1]) == signed(stated)
+    except CannotSpell:
+        return False
+
+
+def signed(text: str):
+    """value, also of a negative number."""
+    return -value(text[1:]) if text.startswith("-") else value(text)
+
+
+def same(number: str, other: str) -> bool:
+    try:
+        return value(number) == value(other)
+    except CannotSpell:
+        return False
