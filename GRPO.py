@@ -95,9 +95,9 @@ class SampledRows(torch.utils.data.Dataset):
         segments = [
             segment(prompt, reply, advantage, config.max_new_tokens, self.model.config.eos_token_id)
             for (prompt, _), reply, advantage in zip(asked, replies, advantages)
-            if advantage
         ]
-        rows = pack_segments(segments, self.row_length)[: len(numbers)]
+        groups = [segments[i * size : (i + 1) * size] for i in np.flatnonzero(teaches(rewards))]
+        rows = pack_groups(groups, self.row_length, len(numbers))
         self.rewards.add(rewards, judged, list(map(len, replies)), self.entropy(rows) if rows else None)
         return rows or [make_row([], self.row_length)]
 
@@ -114,6 +114,12 @@ def segment(prompt, reply, advantage, most, end) -> tuple[np.ndarray, np.ndarray
     """(ids (N), loss weights (N)) of a prompt and its reply, which ends unless it was cut off."""
     reply = reply + [end] * (len(reply) < most)
     return np.array(prompt + reply), np.array([0.0] * len(prompt) + [advantage] * len(reply), np.float32)
+
+
+def pack_groups(groups: list[list[tuple]], row_length: int, most: int) -> list[Batch]:
+    """As many of the first groups of segments as `most` rows hold, each whole: its advantages add up to 0."""
+    rows = pack_segments([one for group in groups for one in group], row_length)
+    return rows if len(rows) <= most else pack_groups(groups[:-1], row_length, most)
 
 
 def pack_segments(segments: list[tuple], row_length: int) -> list[Batch]:

@@ -128,7 +128,7 @@ def prepare(model, rows, config, device) -> Run:
     )
     if devices.wants_compile(config.compile, device):
         mask = partial(document_mask, in_blocks=device.type == "cuda")
-        batch = collate_rows([rows[0]], config.batch_size, rows.row_length).to(device)
+        batch = collate_rows([], config.batch_size, rows.row_length).to(device)
         with precision.autocast:
             run.forward = devices.compile_if_it_works(
                 model, lambda it: summed_loss(it, batch, mask).backward()

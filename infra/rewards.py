@@ -7,7 +7,7 @@ import numpy as np
 
 from infra.divergence import Diverged, advice
 
-FALLEN_APART = 0.5  # of the well-formed share at the beginning
+FALLEN_APART, ENOUGH = 0.5, 128  # of the well-formed share at the beginning; replies to judge it by
 
 
 def teaches(rewards: np.ndarray) -> np.ndarray:
@@ -19,7 +19,7 @@ def teaches(rewards: np.ndarray) -> np.ndarray:
 
 
 class Rewards:
-    """The rewards and the form of replies since the last `means`, compared with the first micro-batch."""
+    """The rewards and the form of replies since the last `means`, compared with those at first."""
 
     def __init__(self, config):
         self.config, self.values, self.well_formed_at_first = config, defaultdict(list), None
@@ -27,7 +27,7 @@ class Rewards:
     def add(self, rewards: np.ndarray, judged: list[dict], lengths: list[int], entropy: float | None) -> None:
         """rewards: (questions, replies to each); judged: the replies' verdicts; lengths: their tokens.
 
-        Raises Diverged when not half as many replies are well formed as were at first.
+        Raises Diverged when not half as many replies are well formed as were at first, of ENOUGH of them.
         """
         self.values["reward"] += rewards.ravel().tolist()
         self.values["teaching"] += teaches(rewards).ravel().tolist()
@@ -36,6 +36,8 @@ class Rewards:
         self.values["reply_tokens"] += lengths
         if entropy is not None:
             self.values["entropy"].append(entropy)
+        if len(self.values["sampled_well_formed"]) < ENOUGH:
+            return
         well_formed = mean(self.values["sampled_well_formed"])
         if self.well_formed_at_first is None:
             self.well_formed_at_first = well_formed

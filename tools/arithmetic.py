@@ -89,9 +89,11 @@ def spell(a, operator, b):
     """'9.1', '×', '8.9' -> '9.1×8.9:91×89:91×8~827=728,91×9~918=819,7280+819~9908=8099得8099得80.99'
 
     A negative result is that of the difference the other way round. Raises CannotSpell for negative operands,
-    division by zero and numbers of more than MAX_DIGITS digits.
+    division by zero, and numbers of more than MAX_DIGITS digits or MAX_DECIMALS decimals.
     """
     number = evaluate(value(a), operator, value(b))
+    if None in (decimal_places(value(text)) for text in (a, b) if "." in text):
+        raise CannotSpell("too many decimals")
     if max(sum(map(str.isdigit, text)) for text in (a, b, written(number))) > MAX_DIGITS:
         raise CannotSpell("too many digits")
     (steps, plain_a), (steps_b, plain_b) = simplify(a), simplify(b)

@@ -9,11 +9,11 @@ from tools.arithmetic import NUMBER, CannotSpell, evaluate, value
 from tools.expressions import spell_chain
 
 OPERATION = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})")
-STATED = re.compile(rf"{OPERATION.pattern}(?:~(\d+))?=({NUMBER})")
 DIGIT = re.compile(r"(\d+)÷(\d+)商(\d+)(?:余(\d+))?")
 REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
 REWRITTEN = re.compile(rf"(?<![\d./%)=~约+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
 EXPRESSION = r"[\d(][\d./%()]*[-+×÷^][-\d./%()+×÷^]*"
+STATED = re.compile(rf"(?<![\d./()%+\-×÷^~=])({EXPRESSION})(?:~(\d+))?=(-?{NUMBER})(?![-+×÷^(\d./%])")
 OPENED_OR_CLOSED = re.compile(rf"(?P<opened>{EXPRESSION}):|得(?P<result>-?{NUMBER})|\n")
 
 
@@ -21,9 +21,8 @@ def claims(text: str) -> list[tuple[str, bool]]:
     """[(claim, is it true)] of each calculation, digit of a quotient, reduction, and number written anew."""
     found = []
     for match in STATED.finditer(text):
-        a, operator, b, backwards, result = match.groups()
-        is_true = result_is(f"{a}{operator}{b}", result) and backwards in (None, result[::-1])
-        found.append((match[0], is_true))
+        expression, backwards, result = match.groups()
+        found.append((match[0], result_is(expression, result) and backwards in (None, result[::-1])))
     for match in DIGIT.finditer(text):
         a, b, digit = map(int, match.groups()[:3])
         remainder = a - b * digit

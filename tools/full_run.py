@@ -83,7 +83,9 @@ class FullRunConfig(Flags):
     variants: int = flag(3, "of each word problem, its numbers exchanged", least=0)
     drills: int = flag(40_000, "single calculations to train on", least=0)
     step_tokens: int = flag(80 * 512, "positions in one step", above=0)
-    most_tokens: int = flag(80 * 512, "positions in a micro-batch, at most", above=0)
+    most_tokens: int = flag(
+        80 * 512, "positions in a micro-batch, at most; GRPO has 16 rows of 1024", above=0
+    )
     validations: int = flag(10, "in each stage", above=0)
     rate_scale: float = flag(1.0, "factor of the scripts' own rates: 2 for a few hundred steps", above=0)
     max_new_tokens: int = flag(512, "tokens in a reply", above=0)
@@ -146,6 +148,8 @@ def flags_of(stage: Stage, config: FullRunConfig) -> dict:
     flags |= {"data_path": data / f"{stage.data}.jsonl", "val_path": data / f"{val}.jsonl"}
     flags |= {"out_dir": folder / stage.name, "max_seq_len": length, "epochs": stage.epochs}
     flags |= {"batch_size": math.ceil(rows / micro_batches), "accumulation_steps": micro_batches}
+    if stage.script is GRPO:
+        flags |= {"max_new_tokens": config.max_new_tokens, "num_workers": 0}
     flags["learning_rate"] = stage.learning_rate or stage.script.RECIPE.learning_rate * config.rate_scale
     new = {"tokenizer": folder / "tokenizer", "preset": config.preset}
     return flags | ({"init_from": folder / stage.start} if stage.start else new)
@@ -161,7 +165,10 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
     """{"steps", "flags", ...}: steps for the budget of tokens, or for the stage's share of the time."""
     first = next(other for other in STAGES if (other.recipe, other.start) == (stage.recipe, stage.start))
     if first is not stage:  # another distillation
-        return {name: parts[f"plan {first.name}"][name] for name in ("steps", "flags")}
+        planned = parts[f"plan {first.name}"]
+        if "failed" in planned:
+            raise UserError(f"{stage.name}: there is no plan of {first.name} to follow")
+        return {name: planned[name] for name in ("steps", "flags")}
     flags, measured = flags_of(stage, config), {}
     budget = getattr(config, f"{stage.recipe.lower()}_tokens") or (1e12 if config.minutes else stage.tokens)
     step = flags["batch_size"] * flags["accumulation_steps"] * stage.max_seq_len  # positions
@@ -209,7 +216,7 @@ def run_stage(stage: Stage, config: FullRunConfig, parts: dict, do) -> None:
             return {"failed": str(error)}
 
     if stage.data == OWN:
-        do("own replies", "sampling for rejection", lambda: sample_own(config))
+        do("own replies", "sampling for rejection", lambda: attempt(lambda: sample_own(config)))
     planned = do(f"plan {name}", f"{name}: planning", lambda: attempt(lambda: plan(stage, config, parts)))
     if "failed" not in planned:
         trained = do(name, name, lambda: attempt(lambda: train_stage(stage, planned, config)))

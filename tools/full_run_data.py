@@ -136,8 +136,7 @@ def reason(folder: Path, variants: int, drills: int, seed: int) -> dict:
     write_conversations(folder / "plain.jsonl", found["plain"])
     for name in ("plain", "worked", "equations"):
         mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", folder / f"{name}_mixed.jsonl")
-    rewarded = [worked_conversation(turns, Counter()) for turns in found["reward"]]
-    reward, _ = more_problems(rewarded, REWARD_VARIANTS, 0, seed)
+    reward, _ = more_problems(found["reward"], REWARD_VARIANTS, 0, seed)
     write_conversations(folder / "worked_reward.jsonl", reward or found["plain"])
     write_conversations(folder / "problems.jsonl", found["problems"])
     plain_val = list(read_conversations(folder / "r1_val.jsonl"))

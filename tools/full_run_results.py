@@ -115,7 +115,7 @@ def grade_changed(name: str, config) -> dict:
 def grade_majority(name: str, config) -> dict:
     """{"right": numbers of the word problems that a majority of sampled replies gets right}."""
     model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / name), device=config.device))
-    conversations = read_conversations(config.out_dir / "data/word_problems.jsonl")
+    conversations = list(read_conversations(config.out_dir / "data/word_problems.jsonl"))
     questions = prompts_of(tokenizer, conversations)
     return majority(model, tokenizer, questions, most_tokens(tokenizer, config), config.seed)
 

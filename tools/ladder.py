@@ -17,8 +17,14 @@ from infra.scoring import REPLY, final_answer, number_value
 from tools.arithmetic import CannotSpell, value
 from tools.claims import claims
 from tools.expressions import spell_chain
-from tools.more_problems import Problem, plain, read_problem, variant
-from tools.more_problems import worked_conversation as spelled_conversation
+from tools.more_problems import (
+    Problem,
+    conversation_of,
+    read_problem,
+    stated_like,
+    unbracketed,
+    variant,
+)
 from tools.worked_r1 import EQUATION, OPERATOR, worked_conversation
 
 VOTES, VOTE_TEMPERATURE = 16, 0.7
@@ -57,10 +63,12 @@ def look_into(judged: list[dict], questions: list, tokens: list[int]) -> dict:
         totals["calculations_right"] += sum(checked)
         for kind in kinds_of(expected):
             groups[kind].append(verdict["is_right"])
+    calculated = {"calculations": totals["calculations"]}
+    if totals["calculations"]:  # else none is right, and none is wrong
+        calculated["calculations_right"] = totals["calculations_right"] / totals["calculations"]
     return {
         "equation_right": mean(verdict["equation_right"] for verdict in judged),
-        "calculations": totals["calculations"],
-        "calculations_right": totals["calculations_right"] / max(1, totals["calculations"]),
+        **calculated,
         "reply_tokens": round(mean(tokens), 1),
         "by_kind": {kind: [sum(right), len(right)] for kind, right in sorted(groups.items())},
     }
@@ -79,21 +87,22 @@ def kinds_of(expected: str) -> list[str]:
 
 
 def majority(model, tokenizer, questions: list, max_new_tokens: int, seed: int) -> dict:
-    """{"right": numbers of the questions to which most of VOTES sampled replies give the right answer}.
-
-    Of answers given equally often, the first one counts.
-    """
+    """{"right": numbers of the questions to which most of VOTES sampled replies give the right answer}."""
     prompts = [prompt for prompt, _ in questions for _ in range(VOTES)]
     sampling = Sampling(VOTE_TEMPERATURE, max_new_tokens=max_new_tokens, seed=seed)
     replies = [tokenizer.decode(ids) for ids in generate(model, prompts, sampling, shows_progress=True)]
-    chosen = []
-    for start in range(0, len(replies), VOTES):
-        votes = Counter(number_value(final_answer(reply)) for reply in replies[start : start + VOTES])
-        votes.pop(None, None)
-        winner = max(votes, key=votes.get, default=None)
-        chosen.append(f"{winner}" if winner is not None else "")
-    judged = judge(chosen, questions)
+    judged = judge(elected(replies, VOTES), questions)
     return {"right": [number for number, verdict in enumerate(judged) if verdict["is_right"]]}
+
+
+def elected(replies: list[str], votes: int) -> list[str]:
+    """The number that most of each `votes` replies give, "" for none; of equally frequent ones the first."""
+    found = []
+    for start in range(0, len(replies), votes):
+        counts = Counter(number_value(final_answer(reply)) for reply in replies[start : start + votes])
+        counts.pop(None, None)
+        found.append(str(max(counts, key=counts.get, default="")))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -112,7 +121,7 @@ def changed_problems(conversations: list[list[dict]], rng) -> dict[str, list[lis
         "other numbers": [turns for problem in problems if (turns := variant(problem, rng))],
         "longer numbers": [turns for problem in longer if (turns := variant(problem, rng))],
         "a distraction": [
-            [replace_content(turns[0], DISTRACTION + turns[0]["content"]), *turns[1:]] for turns in worked
+            [{**turns[0], "content": DISTRACTION + turns[0]["content"]}, *turns[1:]] for turns in worked
         ],
     }
 
@@ -123,11 +132,7 @@ def two_more_steps(problem: Problem) -> list[dict] | None:
         steps, result = spell_chain(equation)
     except CannotSpell:
         return None
-    return spelled_conversation(problem.question + MORE_STEPS, equation, steps, result)
-
-
-def replace_content(message: dict, content: str) -> dict:
-    return {**message, "content": content}
+    return conversation_of(problem.question + MORE_STEPS, equation, steps, result)
 
 
 def lengthened(problem: Problem) -> Problem | None:
@@ -135,7 +140,8 @@ def lengthened(problem: Problem) -> Problem | None:
     numbers = [
         number
         for number in re.findall(r"(?<![\d./(])\d{2,}(?![\d./%)])", problem.equation)
-        if number in {plain(found) for found in re.findall(r"(?<![\d./(])\d+(?![\d./%)])", problem.question)}
+        if number
+        in {unbracketed(found) for found in re.findall(r"(?<![\d./(])\d+(?![\d./%)])", problem.question)}
     ]
     if not numbers:
         return None
@@ -143,12 +149,16 @@ def lengthened(problem: Problem) -> Problem | None:
     swap = re.compile(rf"(?<![\d./(]){largest}(?![\d./%)])")
     question, equation = (swap.sub(f"{largest}46", text) for text in (problem.question, problem.equation))
     try:
-        answer = spell_chain(equation)[1]
+        answer = stated_like(spell_chain(equation)[1], problem.answer)
     except CannotSpell:
         return None
     return replace(problem, question=question, equation=equation, answer=answer)
 
 
 def prompts_of(tokenizer, conversations: list[list[dict]]) -> list:
-    """[(prompt ids, expected reply)] of conversations with one question."""
-    return [(prompt_ids(tokenizer, turns[:1]), turns[1]["content"]) for turns in conversations]
+    """[(prompt ids, expected reply)] of what conversations ask first."""
+    starts = [[message["role"] for message in turns].index("assistant") for turns in conversations]
+    return [
+        (prompt_ids(tokenizer, turns[:start]), turns[start]["content"])
+        for turns, start in zip(conversations, starts)
+    ]

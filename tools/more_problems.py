@@ -4,9 +4,8 @@ More problems from the worked ones of tools/worked_r1.py: the conversations as t
 problem, its numbers exchanged in question, equation and steps alike; and drills, single calculations of the
 kinds and lengths that the problems need. Shuffled; a seed fixes every byte.
 
-A number keeps its kind and about its size: an integer stays an integer, a fraction or a percentage below one
-stays below. Every result on the way keeps its kind: integer, decimal or fraction. A problem for which no such
-numbers are found has fewer variants.
+A number keeps its kind and about its size: an integer stays an integer, a share stays below one. So does each
+result on the way. A problem for which no such numbers are found has fewer variants.
 """
 
 import math
@@ -24,11 +23,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from infra.cli import UserError, make_parser, run_script
-from tools.arithmetic import NUMBER, CannotSpell, result_of, spell, value, written
+from tools.arithmetic import FRACTION, NUMBER, CannotSpell, result_of, spell, value, written
 from tools.expressions import restate, spell_chain
 from tools.worked_r1 import read_conversations, write_conversations
 
 ENOUGH_FOR_CORES = 2000  # to be made: fewer are sooner made by one
+KEPT = {"1", "100%", "3.14"}  # numbers that are no problem's own
 TRIES = 300  # draws of new numbers for one variant
 MOST_CHARACTERS = 400  # of a worked reply: longer ones fit no short row
 WORKED = re.compile(rf"<think>\n(.+)\n(?:.+\n)+</think>\n<answer>\n({NUMBER})\n</answer>")
@@ -51,19 +51,22 @@ def read_problem(messages: list[dict]) -> Problem | None:
     if [message["role"] for message in messages] != ["user", "assistant"]:
         return None
     found = WORKED.fullmatch(messages[1]["content"])
-    return Problem(messages[0]["content"], found[1], found[2]) if found else None
+    try:
+        return Problem(messages[0]["content"], *found.groups()) if found and spell_chain(found[1]) else None
+    except CannotSpell:  # a thought in words
+        return None
 
 
 def without_steps(messages: list[dict]) -> list[dict]:
     """A worked word problem or drill without its calculations; any other conversation as it is."""
     if problem := read_problem(messages):
-        return worked_conversation(problem.question, problem.equation, [], problem.answer)
+        return conversation_of(problem.question, problem.equation, [], problem.answer)
     if drilled := DRILLED.fullmatch("".join(message["content"] for message in messages)):
-        return worked_conversation(messages[0]["content"], drilled[1], [], drilled[2])
+        return conversation_of(messages[0]["content"], drilled[1], [], drilled[2])
     return messages
 
 
-def worked_conversation(question: str, equation: str, steps: list[str], answer: str) -> list[dict]:
+def conversation_of(question: str, equation: str, steps: list[str], answer: str) -> list[dict]:
     """The conversation that tools/worked_r1.py makes of a problem; a drill has no equation of its own."""
     thought = "\n".join([equation, *steps] if equation else steps)
     reply = f"<think>\n{thought}\n</think>\n<answer>\n{answer}\n</answer>"
@@ -77,10 +80,8 @@ def worked_conversation(question: str, equation: str, steps: list[str], answer: 
 
 def variant(problem: Problem, rng: random.Random) -> list[dict] | None:
     """The problem with other numbers, worked; None where TRIES draws found none that keep every kind."""
-    asked = {plain(number) for number in NUMBERS.findall(problem.question)}
-    exchanged = sorted(
-        {plain(number) for number in NUMBERS.findall(problem.equation)} & asked - {"1", "100%"}
-    )
+    asked = {unbracketed(number) for number in NUMBERS.findall(problem.question)}
+    exchanged = sorted({unbracketed(number) for number in NUMBERS.findall(problem.equation)} & asked - KEPT)
     if not exchanged:
         return None
     kinds = result_kinds([*spell_chain(problem.equation)[0], problem.answer])
@@ -94,8 +95,9 @@ def variant(problem: Problem, rng: random.Random) -> list[dict] | None:
             steps += restate(result, answer)
         except CannotSpell:
             continue
-        if is_alike and sum(map(len, steps)) <= MOST_CHARACTERS:
-            return worked_conversation(with_numbers(problem.question, new), equation, steps, answer)
+        question = with_numbers(problem.question, new)
+        if is_alike and question != problem.question and sum(map(len, steps)) <= MOST_CHARACTERS:
+            return conversation_of(question, equation, steps, answer)
     return None
 
 
@@ -106,7 +108,7 @@ def stated_like(result: str, answer: str) -> str:
     return result if "/" in answer else written(value(result))
 
 
-def plain(number: str) -> str:
+def unbracketed(number: str) -> str:
     """'(2/7)' -> '2/7'"""
     return number.strip("()") if number.startswith("(") else number
 
@@ -115,16 +117,17 @@ def with_numbers(text: str, new: dict[str, str]) -> str:
     """The text with each number that is a key of new replaced, brackets around fractions kept."""
 
     def replaced(match):
-        number = plain(match[0])
+        number = unbracketed(match[0])
         return match[0].replace(number, new.get(number, number))
 
     return NUMBERS.sub(replaced, text)
 
 
 def result_kinds(steps: list[str]) -> list[str]:
-    """'integer', 'decimal' or 'fraction' of what each step comes to."""
-    results = map(result_of, steps)
-    return ["fraction" if "/" in text else "decimal" if "." in text else "integer" for text in results]
+    """'integer', 'decimal' or 'fraction' of what each step comes to, and whether that is below one."""
+    results = [result_of(step).removeprefix("-") for step in steps]
+    kinds = ["fraction" if "/" in text else "decimal" if "." in text else "integer" for text in results]
+    return [kind + " below one" * (value(text) < 1) for kind, text in zip(kinds, results)]
 
 
 def like(number: str, rng: random.Random) -> str:
@@ -142,6 +145,8 @@ def like(number: str, rng: random.Random) -> str:
     zeros = 0 if places else len(digits) - len(digits.rstrip("0"))
     core = int(digits) // 10**zeros
     low, high = (2, 9) if core < 10 else (max(11, core // 2), core * 2)
+    if value(number) < 1:
+        high = min(high, 10**places - 1)
     drawn = rng.randint(low, high) * 10**zeros
     return written_with_places(drawn, places)
 
@@ -169,25 +174,27 @@ def written_with_places(digits: int, places: int) -> str:
 
 def drill(a: str, operator: str, b: str, rng: random.Random) -> list[dict] | None:
     """A calculation like a∘b with other numbers: 'a∘b=' and its steps; None where TRIES draws found none."""
-    a, b = plain(a), plain(b)
+    a, b = unbracketed(a), unbracketed(b)
     was = result_of(spell(a, operator, b))
     kinds = result_kinds([was])
     for _ in range(TRIES):
         x, y = (
             like(number, rng) if number != "1" or rng.random() < 0.2 else number
-            for number in (plain(a), plain(b))
+            for number in (unbracketed(a), unbracketed(b))
         )
         if operator == "÷" and kinds == ["integer"] and "/" not in x + y:
             x = written(value(y) * value(like(was, rng)))
         if operator == "-" and value(x) < value(y):
             x, y = y, x
-        x, y = (f"({number})" if "/" in number and operator in "×÷" else number for number in (x, y))
+        x, y = (
+            f"({number})" if FRACTION.fullmatch(number) and operator in "×÷" else number for number in (x, y)
+        )
         try:
             step = spell(x, operator, y)
         except CannotSpell:
             continue
         if result_kinds([step]) == kinds and len(step) <= MOST_CHARACTERS // 2:
-            return worked_conversation(f"{x}{operator}{y}=", "", [step], result_of(step))
+            return conversation_of(f"{x}{operator}{y}=", "", [step], result_of(step))
     return None
 
 
@@ -244,6 +251,10 @@ def main(argv=None):
     parser.add_argument("--drills", type=int, default=40_000, help="single calculations")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws")
     args = parser.parse_args(argv)
+    if min(args.variants, args.drills) < 0:
+        raise UserError(
+            f"found --variants {args.variants} --drills {args.drills}, expected at least 0 of both"
+        )
     worked = list(read_conversations(Path(args.data_path)))
     if not any(map(read_problem, worked)):
         found = "expected worked word problems, found none: run tools/worked_r1.py first"

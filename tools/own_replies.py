@@ -24,7 +24,9 @@ from tools.worked_r1 import first_turn, read_conversations, write_conversations
 @dataclass(frozen=True)
 class OwnRepliesConfig(Flags):
     model_dir: str = flag("out/distill", "the checkpoint's folder")
-    data_path: str = flag("r1_1024.jsonl", "R1 conversations, JSONL, whose first questions are asked")
+    data_path: str = flag(
+        "data/worked/reward.jsonl", "R1 conversations, JSONL, whose first questions are asked"
+    )
     out: str = flag("own.jsonl", "the file to write")
     questions: int = flag(0, "the first of them, at most (0: all)", least=0)
     replies: int = flag(4, "to each question", least=1)
@@ -35,23 +37,33 @@ class OwnRepliesConfig(Flags):
 
 
 def own_replies(model, tokenizer, conversations: list, count: int, sampling: Sampling) -> tuple[list, dict]:
-    """A conversation for each right and well-formed reply, and how many of the replies were what."""
-    asked = [first_turn(messages) for messages in conversations for _ in range(count)]
+    """A conversation for each right and well-formed reply, and how many of the replies were what.
+
+    Questions that leave no room for a reply are not asked.
+    """
+    asked = [first_turn(messages) for messages in conversations]
     prompts = [prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question, _ in asked]
-    replies = generate(model, prompts, sampling, shows_progress=True)
-    judged = judge(map(tokenizer.decode, replies), [(ids, reply) for ids, (_, reply) in zip(prompts, asked)])
-    kept = {}  # each reply once, in order
-    for (question, _), verdict in zip(asked, judged):
-        if verdict["is_right"] and verdict["is_well_formed"]:
-            kept[question, verdict["reply"]] = None
+    room = model.config.max_position_embeddings - sampling.max_new_tokens
+    chosen = [number for number, prompt in enumerate(prompts) if len(prompt) <= room for _ in range(count)]
+    replies = generate(model, [prompts[number] for number in chosen], sampling, shows_progress=True)
+    return kept([asked[number] for number in chosen], list(map(tokenizer.decode, replies)))
+
+
+def kept(asked: list[tuple[str, str]], replies: list[str]) -> tuple[list, dict]:
+    """Of replies to (question, expected reply), the right and well-formed ones, each once, and counts."""
+    judged = judge(replies, [([], expected) for _, expected in asked])
+    good = {
+        (question, verdict["reply"]): None  # a dict keeps the order
+        for (question, _), verdict in zip(asked, judged)
+        if verdict["is_right"] and verdict["is_well_formed"]
+    }
     found = [
         [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-        for question, reply in kept
+        for question, reply in good
     ]
-    right = sum(verdict["is_right"] for verdict in judged)
-    solved = len({question for question, _ in kept})
-    counts = {"questions": len(conversations), "sampled": len(judged), "right": right}
-    return found, {**counts, "kept": len(found), "solved": solved}
+    counts = {"questions": len({question for question, _ in asked}), "sampled": len(judged)}
+    counts |= {"right": sum(verdict["is_right"] for verdict in judged), "kept": len(found)}
+    return found, {**counts, "solved": len({question for question, _ in good})}
 
 
 def main(argv=None):
@@ -61,6 +73,7 @@ def main(argv=None):
     sampling = Sampling(config.temperature, max_new_tokens=config.max_new_tokens, seed=config.seed)
     chosen = conversations[: config.questions or None]
     found, counts = own_replies(model, tokenizer, chosen, config.replies, sampling)
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
     write_conversations(Path(config.out), found)
     print(f"{config.out} | " + ", ".join(f"{count} {name}" for name, count in counts.items()))
     return counts

@@ -4,7 +4,7 @@ Write every calculation of R1 conversations out in the language of tools/arithme
 
     worked.jsonl    every calculation that can be spelled is spelled
     plain.jsonl     the same conversations as they were, for comparison
-    reward.jsonl    word problems whose rationales are not to be learned, as they were
+    reward.jsonl    word problems whose rationales are not to be learned, spelled for validation
     problems.jsonl  the held-out word problems, as they were
 
 A rationale that a program wrote from an equation (its answer has 列式计算：EQUATION=RESULT) becomes the
@@ -119,7 +119,7 @@ def work_out(path: Path) -> tuple[dict[str, list], Counter]:
             found["plain"].append(messages)
             found["worked"].append(worked_conversation(messages, counts))
         elif has_number:
-            found[use].append(messages)
+            found[use].append(messages if use == "problems" else worked_conversation(messages, Counter()))
     return found, counts
 
 
