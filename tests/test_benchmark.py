@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config, tiny_model
+from conftest import conversation, tiny_config, tiny_model, write_jsonl
 
 from infra.checkpoint import save_model
 from infra.cli import UserError
@@ -114,17 +114,19 @@ def test_generators_take_as_many_steps_as_they_are_asked_for(generator):
 
 
 @pytest.mark.slow
-def test_command_writes_medians_ratios_and_the_optimizer(data, tmp_path):
+def test_command_writes_medians_ratios_and_the_optimizer(tmp_path):
+    # much shorter than rows, which are full therefore
+    sums = [{"conversations": conversation(f"{a}+{a}=?", f"{2 * a}")} for a in range(400)]
     flags = {
-        "data_path": data["sft"],
-        "vocab_size": 450,
+        "data_path": write_jsonl(tmp_path / "sums.jsonl", sums),
+        "vocab_size": 300,
         "preset": "tiny",
         "batch_size": 1,
         "steps": 1,
         "rounds": 1,
     }
     names = ["weakwater", "transformers eager padded, AdamW"]
-    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "train", "--max_seq_len=256", "--device=cpu"]
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "train", "--max_seq_len=1024", "--device=cpu"]
     command += [*(f"--{name}={value}" for name, value in flags.items()), "--only", *names]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

@@ -81,6 +81,10 @@ def test_another_number_is_of_the_same_kind_and_size(number):
     assert len({like(number, rng) for _ in range(50)}) > 3
 
 
+def test_nothing_stays_nothing():
+    assert like("0", random.Random(1)) == "0" and like("0.0", random.Random(1)) == "0.0"
+
+
 @pytest.mark.parametrize(
     "calculation", [("345", "+", "278"), ("24", "÷", "8"), ("3.5", "×", "2"), ("1", "-", "1/4")]
 )

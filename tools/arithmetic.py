@@ -29,6 +29,7 @@ Results backwards: Lee et al. 2023, Teaching Arithmetic to Small Transformers, a
 import math
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 MAX_DECIMALS = 6
 MAX_DIGITS = 12
@@ -43,6 +44,7 @@ class CannotSpell(ValueError):
     """The calculation has no spelling; the message is the reason, the same for all of its kind."""
 
 
+@lru_cache(maxsize=100_000)
 def value(text):
     """'37.5%' -> Fraction(3, 8); '1(1/2)' -> Fraction(3, 2). Raises CannotSpell for other texts."""
     try:
@@ -72,17 +74,16 @@ def written(number):
 
 def decimal_places(number):
     """How many digits after the point, or None where they do not end within MAX_DECIMALS."""
-    for places in range(MAX_DECIMALS + 1):
-        if (number * 10**places).denominator == 1:
-            return places
-    return None
+    fitting = (places for places in range(MAX_DECIMALS + 1) if 10**places % number.denominator == 0)
+    return next(fitting, None)
 
 
 def evaluate(a, operator, b):
     """The exact result of two Fractions. Raises CannotSpell for a division by zero."""
     if operator == "÷" and b == 0:
         raise CannotSpell("division by zero")
-    return {"+": a + b, "-": a - b, "×": a * b, "÷": a / b if b else None}[operator]
+    exactly = {"+": Fraction.__add__, "-": Fraction.__sub__, "×": Fraction.__mul__, "÷": Fraction.__truediv__}
+    return exactly[operator](a, b)
 
 
 def spell(a, operator, b):

@@ -140,6 +140,8 @@ def like(number: str, rng: random.Random) -> str:
         return f"{like(whole, rng)}({like(fraction, rng)})"
     if "/" in number:
         return like_fraction(*map(int, number.split("/")), rng)
+    if value(number) == 0:
+        return number
     digits = number.replace(".", "")
     places = len(number.partition(".")[2])
     zeros = 0 if places else len(digits) - len(digits.rstrip("0"))
