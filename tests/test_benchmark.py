@@ -121,12 +121,13 @@ def test_command_writes_medians_ratios_and_the_optimizer(tmp_path):
         "data_path": write_jsonl(tmp_path / "sums.jsonl", sums),
         "vocab_size": 300,
         "preset": "tiny",
+        "max_seq_len": 1024,
         "batch_size": 1,
         "steps": 1,
         "rounds": 1,
     }
     names = ["weakwater", "transformers eager padded, AdamW"]
-    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "train", "--max_seq_len=1024", "--device=cpu"]
+    command = [sys.executable, str(ROOT / "tools/benchmark.py"), "train", "--device=cpu"]
     command += [*(f"--{name}={value}" for name, value in flags.items()), "--only", *names]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
