@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 from conftest import conversation, write_jsonl
 
-from infra.cli import UserError
 from infra.divergence import Diverged
 from infra.tokenizer import ChatTokenizer
 from tools.full_run import (
@@ -139,8 +138,7 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
     }
     assert not wordings & {re.sub(r"\d", "", question) for question in held_out}
     assert not set(asked("worked_reward")) & set(asked("worked"))
-    assert len(asked("basics")) == 3 * trained + 30
-    for name in ("plain", "worked", "unworked"):
+    for name in ("plain", "worked", "equations"):
         mixed, alone = asked(f"{name}_mixed"), asked(name)
         assert mixed[: len(alone)] == alone and set(mixed[len(alone) :]) <= {
             turns["conversations"][0]["content"] for turns in talk
@@ -166,9 +164,9 @@ def planning(folder, **changes):
 
 def test_time_that_is_left_is_shared_by_what_is_left_to_do():
     assert sum(stage.share for stage in STAGES) == pytest.approx(1)
-    assert time_for(STAGES[0], 0.0, 60) == pytest.approx(3600 * 0.13 / (1 + 7 * GRADING))
-    assert time_for(STAGES[5], 600.0, 60) == pytest.approx(3000 * 0.03 / (0.14 + 2 * GRADING))
-    assert time_for(STAGES[6], 9999.0, 60) == 0
+    assert time_for(STAGES[0], 0.0, 60) == pytest.approx(3600 * 0.17 / (1 + 6 * GRADING))
+    assert time_for(STAGES[4], 600.0, 60) == pytest.approx(3000 * 0.04 / (0.15 + 2 * GRADING))
+    assert time_for(STAGES[5], 9999.0, 60) == 0
 
 
 def with_script(stage, main):
@@ -184,7 +182,7 @@ def test_planned_steps_and_validations_fill_their_share_of_the_time(tmp_path, mo
     first = with_script(STAGES[0], rehearsal)
     monkeypatch.setattr("tools.full_run.STAGES", [first, *STAGES[1:]])
     found = plan(first, planning(tmp_path, minutes=20), {"seconds": 32.0})
-    share = 1160 * 0.13 / (1 + 7 * GRADING)  # of what is left after the rehearsal, which validated once
+    share = 1160 * 0.17 / (1 + 6 * GRADING)  # of what is left after the rehearsal, which validated once
     assert share - 0.5 < found["steps"] * 0.5 + 4 * 8.0 <= share + 1e-6
     flags = found["flags"]
     assert (flags["batch_size"], flags["accumulation_steps"], flags["max_steps"]) == (1, 4, found["steps"])
@@ -205,35 +203,26 @@ def test_planning_measures_a_validation_and_leaves_nothing_behind(data, tokenize
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "data"}
 
 
-def test_comparisons_take_the_steps_of_what_they_are_compared_with(tmp_path):
-    basics, worked, unworked, plain = (STAGES[number] for number in (3, 4, 7, 8))
+def test_both_distillations_are_planned_alike_but_for_their_data(tmp_path):
+    worked, plain = STAGES[3], STAGES[7]
     config = planning(tmp_path, step_tokens=8192, most_tokens=8192, compile=True)
     first = plan(worked, config, {})
     often = {"eval_every": 2, "save_every": 1, "log_every": 1}
     assert first["steps"] == 6
     assert first["flags"] == {"batch_size": 16, "accumulation_steps": 1, "max_steps": 6, **often}
-    parts = {"plan worked": first, "plan basics": plan(basics, config, {})}
-    assert parts["plan basics"]["flags"]["batch_size"] == 32  # rows half as long
-    assert plan(unworked, config, parts) == first
-    both = 6 + parts["plan basics"]["steps"]
-    assert plan(plain, config, parts) == {"steps": both, "flags": {**first["flags"], "max_steps": both}}
-    with pytest.raises(UserError, match="plain: there is no plan of basics"):
-        plan(plain, config, {**parts, "plan basics": {"failed": "step 3"}})
-    flags, others = flags_of(worked, config), flags_of(unworked, config)
+    assert plan(plain, config, {"plan worked": {**first, "steps": 7}}) == {**first, "steps": 7}
+    flags, others = flags_of(worked, config), flags_of(plain, config)
     assert flags["compile"] is True and "max_steps" not in flags
-    files = {
-        "data_path": tmp_path / "data/unworked_mixed.jsonl",
-        "val_path": tmp_path / "data/unworked_val.jsonl",
-    }
-    assert others == flags | files | {"out_dir": tmp_path / "unworked"}
+    files = {"data_path": tmp_path / "data/plain_mixed.jsonl", "val_path": tmp_path / "data/plain_val.jsonl"}
+    assert others == flags | files | {"out_dir": tmp_path / "plain"}
     assert command_line({"compile": True, "resume": False, "seed": 0}) == ["--compile", "--seed=0"]
 
 
 def test_a_step_of_grpo_has_its_own_number_of_questions(tmp_path):
     config = planning(tmp_path)  # two rows of 1024 in a step, one in a micro-batch
-    flags = flags_of(STAGES[6], config)
+    flags = flags_of(STAGES[5], config)
     assert (flags["batch_size"], flags["accumulation_steps"], flags["max_seq_len"]) == (16, 1, 1024)
-    assert flags["init_from"] == flags_of(STAGES[5], config)["init_from"] == tmp_path / "worked"
+    assert flags["init_from"] == flags_of(STAGES[4], config)["init_from"] == tmp_path / "worked"
     assert flags["val_path"] == tmp_path / "data/worked_val.jsonl"
 
 
@@ -254,7 +243,7 @@ def test_a_stage_after_sft_that_fails_is_reported_and_left(tmp_path):
 
     planned = {"steps": 9, "flags": {"max_steps": 9}}
     config, parts = planning(tmp_path), {"plan worked": planned, "plan pretrain": planned}
-    run_stage(with_script(STAGES[4], diverge), config, parts, do)
+    run_stage(with_script(STAGES[3], diverge), config, parts, do)
     assert parts["worked"] == {"failed": "step 3 at --max_steps=9"}
     assert "grade worked" not in parts
     with pytest.raises(Diverged):  # all the other stages go on from it
@@ -305,11 +294,11 @@ def parts():
         "seconds": 600.0,
         "tokens": {"word_problems": 40, "constant_answer": "7", "constant_right": 3},
         "pretrain": {**trained, "device": "a card"},
-        "basics": trained,
+        "SFT_1024": trained,
         "plain": {"failed": "step 3"},
         "worked": {**trained, "device": "another"},
         "GRPO": trained,
-        "grade basics": graded,
+        "grade SFT_1024": graded,
         "grade worked": graded,
         "majority": {"right": [3, 9, 11]},
         "changed": {**changed, "seconds": 9.0},
@@ -324,8 +313,8 @@ def test_tables_tell_what_was_measured(parts):
     assert f"\n{row}\n" in found
     assert "\n| plain | failed |" in found
     rungs = [
-        "| basics | 2 of 40, 5.0% | 1.4% to 16.5% | - | 25.0% | 97.5% | 61 | 50.0% | 3.250 |",
-        "| worked | 2 of 40, 5.0% | 1.4% to 16.5% | basics: +0 -0 (p = 1) | 25.0% | 97.5% | 61 | 50.0%"
+        "| SFT_1024 | 2 of 40, 5.0% | 1.4% to 16.5% | - | 25.0% | 97.5% | 61 | 50.0% | 3.250 |",
+        "| worked | 2 of 40, 5.0% | 1.4% to 16.5% | SFT_1024: +0 -0 (p = 1) | 25.0% | 97.5% | 61 | 50.0%"
         " | 3.250 |",
         "| worked, majority of 16 | 3 of 40, 7.5% | 2.6% to 19.9% | worked: +2 -1 (p = 1)"
         + 4 * " | -"
@@ -437,7 +426,7 @@ def test_full_run_goes_on_after_a_stage_and_reports_all_of_them(data, full_data,
     main([*flags, "--distill_tokens", "4096"])
     after = json.loads((out / "report.json").read_text())
     assert capsys.readouterr().out.count("done before") == 7 and after["pretrain"] == before["pretrain"]
-    trained = ["SFT_512", "SFT_1024", "basics", "worked", "GRPO", "unworked", "plain"]
+    trained = ["SFT_512", "SFT_1024", "worked", "GRPO", "equations", "plain"]
     assert {*trained, *(f"grade {name}" for name in trained)} <= set(after)
     assert after["own replies"]["kept"] == 0 and "failed" in after["rejection"]  # so little was learned
     grade, validated = after["grade SFT_1024"], after["SFT_1024"]["val_loss"]

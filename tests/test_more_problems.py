@@ -12,19 +12,7 @@ from infra.scoring import is_right, is_well_formed
 from tools.arithmetic import CannotSpell, value
 from tools.claims import claims
 from tools.expressions import spell_chain
-from tools.more_problems import (
-    Problem,
-    basic,
-    conversation_of,
-    drill,
-    like,
-    main,
-    read_problem,
-    result_kinds,
-    variant,
-    with_numbers,
-    without_steps,
-)
+from tools.more_problems import Problem, drill, like, main, read_problem, result_kinds, variant, with_numbers
 from tools.worked_r1 import worked_equation
 
 PROBLEMS = [
@@ -108,20 +96,6 @@ def test_a_drill_is_one_calculation_of_the_kind(calculation):
         assert len(steps) == 1 and reply.splitlines()[1] == steps[0]
         assert is_right(reply, result)
         assert ("/" in result) == (kind == "fraction")
-
-
-def test_basics_are_equations_without_calculations_and_drills():
-    steps, answer = spell_chain("12×(3+5)")
-    problem = conversation_of("每箱12个，又添了几箱？", "12×(3+5)", steps, answer)
-    single = drill("345", "+", "278", random.Random(1))
-    question, reply = (turn["content"] for turn in single)
-    talk = [{"role": "user", "content": "你好"}, {"role": "assistant", "content": "你好！"}]
-    alone = problem[0]["content"], "<think>\n12×(3+5)\n</think>\n<answer>\n96\n</answer>"
-    assert tuple(turn["content"] for turn in basic(problem)) == alone
-    assert basic(problem) == without_steps(problem)
-    assert basic(single) == single and basic(talk) is None and without_steps(talk) == talk
-    answered = without_steps(single)[1]["content"]
-    assert answered == f"<think>\n{question[:-1]}\n</think>\n" + reply[reply.index("<answer>") :]
 
 
 def write_worked(path):

@@ -1,9 +1,9 @@
 """python tools/full_run.py --data_dir data
 
 The whole path on real text: tokenizer, pretraining, SFT on rows of 512 and of 1024 tokens, distillation from
-R1, first equations and calculations each alone, then whole problems mixed with ordinary conversations; last
-reward, by rejection sampling and by GRPO. For comparison, distillation in as many steps
-without the calculations, and from R1 as it is. All models are graded on the same held-out word problems.
+R1 with its calculations written out, mixed with ordinary conversations; then reward, by rejection sampling
+and by GRPO. For comparison, distillation in as many steps from the equations without their calculations, and
+from R1 as it is. All models are graded on the same held-out word problems.
 
 The folder holds pretrain, sft_512, sft_1024 and r1_1024, each as .jsonl or .jsonl.xz, or in shards
 (pretrain-00.jsonl, ...). Their last lines are held out for validation, unless there are pretrain_val, sft_val
@@ -111,10 +111,9 @@ class Stage:
     script: object
     data: str
     tokens: float  # the default budget, in positions: useful tokens and padding
-    share: float  # of the time; 0 where it has `as_long_as`
+    share: float  # of the time; 0: as many steps as the first stage with the same script and start
     start: str = ""  # the stage that it starts from; a stage without one is not graded
     against: str = ""  # the stage that its grade is compared with
-    as_long_as: tuple = ()  # the stages whose steps it takes, together
     may_fail: bool = True  # the others go on without it
     max_seq_len: int = 512
     learning_rate: float = 0.0  # 0: the script's own
@@ -127,17 +126,15 @@ class Stage:
 
 
 STAGES = [
-    Stage("pretrain", pretrain, "pretrain", 350e6, 0.13, may_fail=False),
-    Stage("SFT_512", SFT, "sft_512", 40e6, 0.07, "pretrain", may_fail=False),
-    Stage("SFT_1024", SFT, "sft_1024", 20e6, 0.03, "SFT_512", "SFT_512", max_seq_len=1024, may_fail=False),
-    # a problem takes half of the tokens without its calculations: twice as many are read
-    Stage("basics", distill, "basics", 20e6, 0.26, "SFT_1024", "SFT_1024", max_seq_len=256),
-    Stage("worked", distill, "worked_mixed", 40e6, 0.37, "basics", "basics"),
-    Stage("rejection", distill, OWN, 5e6, 0.03, "worked", "worked", learning_rate=1e-3, epochs=3),
+    Stage("pretrain", pretrain, "pretrain", 350e6, 0.17, may_fail=False),
+    Stage("SFT_512", SFT, "sft_512", 40e6, 0.09, "pretrain", may_fail=False),
+    Stage("SFT_1024", SFT, "sft_1024", 20e6, 0.04, "SFT_512", "SFT_512", max_seq_len=1024, may_fail=False),
+    Stage("worked", distill, "worked_mixed", 40e6, 0.55, "SFT_1024", "SFT_1024"),
+    Stage("rejection", distill, OWN, 5e6, 0.04, "worked", "worked", learning_rate=1e-3, epochs=3),
     Stage("GRPO", GRPO, "worked_reward", 3e6, 0.11, "worked", "worked", max_seq_len=1024, rows=16),
-    # for comparison, however long they take
-    Stage("unworked", distill, "unworked_mixed", 0, 0, "basics", "worked", ("worked",)),
-    Stage("plain", distill, "plain_mixed", 0, 0, "SFT_1024", "worked", ("basics", "worked")),
+    # for comparison, in as many steps as `worked`, however long they take
+    Stage("equations", distill, "equations_mixed", 40e6, 0, "SFT_1024", "worked"),
+    Stage("plain", distill, "plain_mixed", 40e6, 0, "SFT_1024", "worked"),
 ]
 
 
@@ -166,12 +163,12 @@ def command_line(flags: dict) -> list[str]:
 
 def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
     """{"steps", "flags", ...}: steps for the budget of tokens, or for the stage's share of the time."""
-    if stage.as_long_as:
-        planned = [parts[f"plan {name}"] for name in stage.as_long_as]
-        if failed := [name for name, one in zip(stage.as_long_as, planned) if "failed" in one]:
-            raise UserError(f"{stage.name}: there is no plan of {failed[0]} to follow")
-        steps = sum(one["steps"] for one in planned)
-        return {"steps": steps, "flags": planned[-1]["flags"] | {"max_steps": steps}}
+    first = next(other for other in STAGES if (other.recipe, other.start) == (stage.recipe, stage.start))
+    if first is not stage:  # another distillation
+        planned = parts[f"plan {first.name}"]
+        if "failed" in planned:
+            raise UserError(f"{stage.name}: there is no plan of {first.name} to follow")
+        return {name: planned[name] for name in ("steps", "flags")}
     flags, measured = flags_of(stage, config), {}
     budget = getattr(config, f"{stage.recipe.lower()}_tokens") or (1e12 if config.minutes else stage.tokens)
     step = flags["batch_size"] * flags["accumulation_steps"] * stage.max_seq_len  # positions

@@ -16,7 +16,7 @@ from infra.jsonl import numbered_lines, parse_line
 from infra.scoring import final_answer, number_value
 from infra.text_sample import sample_lines, texts_of
 from infra.tokenizer import ChatTokenizer
-from tools.more_problems import basic, more_problems, without_steps
+from tools.more_problems import more_problems, without_steps
 from tools.own_replies import own_replies
 from tools.worked_r1 import (
     first_turn,
@@ -38,15 +38,13 @@ TOKENIZED = (
     "sft_1024",
     "plain_mixed",
     "worked_mixed",
-    "basics",
-    "unworked_mixed",
+    "equations_mixed",
     "worked_reward",
     "pretrain_val",
     "sft_val",
     "plain_val",
     "worked_val",
-    "basics_val",
-    "unworked_val",
+    "equations_val",
 )
 OWN, OWN_QUESTIONS, OWN_REPLIES = "worked_own", 2000, 4  # for rejection sampling
 REWARD_VARIANTS = 3
@@ -127,19 +125,16 @@ def mix(path: Path, other: Path, to: Path) -> None:
 def reason(folder: Path, variants: int, drills: int, seed: int) -> dict:
     """From r1_1024 and r1_val the files that reasoning is learned from; returns how many of what they have.
 
-    plain_mixed: R1 as it is. worked_mixed: worked out, with variants and drills. unworked_mixed: the same
-    without calculations. All three are mixed with conversations. basics: what whole problems are made of,
-    the equations of unworked_mixed and the drills of worked_mixed. worked_reward: other problems, with
-    REWARD_VARIANTS of each. (Where R1 has no problems: R1 as it is.) problems: held out of all of these.
+    plain_mixed: R1 as it is. worked_mixed: worked out, with variants and drills. equations_mixed: the same
+    without calculations. All are mixed with conversations. worked_reward: other problems, with
+    REWARD_VARIANTS of each; R1 as it is where there are none. problems: held out of all of these.
     """
     found, counts = work_out(folder / "r1_1024.jsonl")
     worked, sizes = more_problems(found["worked"], variants, drills, seed)
     write_conversations(folder / "worked.jsonl", worked)
-    write_conversations(folder / "unworked.jsonl", map(without_steps, worked))
-    basics = [part for turns in worked if (part := basic(turns))]
-    write_conversations(folder / "basics.jsonl", basics or found["plain"])
+    write_conversations(folder / "equations.jsonl", map(without_steps, worked))
     write_conversations(folder / "plain.jsonl", found["plain"])
-    for name in ("plain", "worked", "unworked"):
+    for name in ("plain", "worked", "equations"):
         mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", folder / f"{name}_mixed.jsonl")
     reward, _ = more_problems(found["reward"], REWARD_VARIANTS, 0, seed)
     write_conversations(folder / "worked_reward.jsonl", reward or found["plain"])
@@ -148,8 +143,7 @@ def reason(folder: Path, variants: int, drills: int, seed: int) -> dict:
     write_conversations(folder / "plain_val.jsonl", plain_val)
     worked_val = [worked_conversation(turns, Counter()) for turns in plain_val]
     write_conversations(folder / "worked_val.jsonl", worked_val)
-    for name in ("basics_val", "unworked_val"):
-        write_conversations(folder / f"{name}.jsonl", map(without_steps, worked_val))
+    write_conversations(folder / "equations_val.jsonl", map(without_steps, worked_val))
     return {"calculations": dict(counts), "worked": sizes}
 
 

@@ -38,9 +38,8 @@ TRAINING_ROW += " | {loss:.3f} | {val_loss:.3f} | {val_ppl:.2f} | {val_bpb:.3f}"
 LADDER = (
     "SFT_512",
     "SFT_1024",
+    "equations",
     "plain",
-    "basics",
-    "unworked",
     "worked",
     "rejection",
     "GRPO",

@@ -57,18 +57,13 @@ def read_problem(messages: list[dict]) -> Problem | None:
         return None
 
 
-def basic(messages: list[dict]) -> list[dict] | None:
-    """A worked word problem without its calculations, or a drill as it is; None of all else."""
-    if problem := read_problem(messages):
-        return conversation_of(problem.question, problem.equation, [], problem.answer)
-    return messages if DRILLED.fullmatch("".join(message["content"] for message in messages)) else None
-
-
 def without_steps(messages: list[dict]) -> list[dict]:
     """A worked word problem or drill without its calculations; any other conversation as it is."""
+    if problem := read_problem(messages):
+        return conversation_of(problem.question, problem.equation, [], problem.answer)
     if drilled := DRILLED.fullmatch("".join(message["content"] for message in messages)):
         return conversation_of(messages[0]["content"], drilled[1], [], drilled[2])
-    return basic(messages) or messages
+    return messages
 
 
 def conversation_of(question: str, equation: str, steps: list[str], answer: str) -> list[dict]:
