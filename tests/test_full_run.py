@@ -332,6 +332,11 @@ def test_tables_tell_what_was_measured(parts):
         assert len({line.count("|") for line in lines.strip().splitlines()}) == 1
 
 
+def test_tables_have_room_for_replies_that_calculate_nothing(parts):
+    del parts["changed"]["longer numbers"]["calculations_right"]
+    assert "\n| longer numbers | 1 of 20, 5.0% | 25.0% | - |\n" in tables(parts, STAGES)
+
+
 def test_a_comparison_counts_the_questions_that_only_one_got_right():
     assert compared({"right": [1, 2, 3, 4, 5, 6]}, {"right": [6, 7]}, "other") == "other: +5 -1 (p = 0.22)"
 

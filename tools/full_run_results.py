@@ -227,8 +227,8 @@ def details(parts: dict, chosen: list) -> list[str]:
     rows = [" | ".join([kind, *(of_all(*row["by_kind"][kind]) for row in graded.values())]) for kind in kinds]
     lines = table(" | ".join(["problems with", *graded]), rows)
     changed = [
-        f"{change} | {of_all(len(found['right']), found['questions'])} | {found['equation_right']:.1%}"
-        f" | {found['calculations_right']:.1%}"
+        f"{change} | {of_all(len(found['right']), found['questions'])} | {found['equation_right']:.1%} | "
+        + (f"{found['calculations_right']:.1%}" if "calculations_right" in found else "-")
         for change, found in parts.get("changed", {}).items()
         if change != "seconds"
     ]
