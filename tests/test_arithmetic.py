@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from tools import arithmetic
+from tools import arithmetic, digits
 from tools.arithmetic import NUMBER, CannotSpell, spell, value, written
 from tools.claims import claims
 from tools.expressions import restate, spell_chain
@@ -61,17 +61,16 @@ def test_calculations_are_spelled_as_by_hand(line):
 
 
 def test_the_language_described_is_the_language_written():
-    lines = [
-        part for part in re.split(r"\s{2,}|\n", arithmetic.__doc__) if re.match(rf"{NUMBER}[+\-×÷]", part)
-    ]
-    assert len(lines) == 14
+    described = re.split(r"\s{2,}|\n", arithmetic.__doc__ + digits.__doc__)
+    lines = [part for part in described if re.match(rf"{NUMBER}[+\-×÷]", part)]
+    assert len(lines) == 17
     assert [spell(*operands(line)) for line in lines] == lines
 
 
 def random_number(rng):
     """An integer of 1 to 8 digits, a decimal, a fraction, a mixed number or a percentage."""
-    digits = rng.randint(1, 8)
-    integer = rng.randint(10 ** (digits - 1), 10**digits - 1)
+    length = rng.randint(1, 8)
+    integer = rng.randint(10 ** (length - 1), 10**length - 1)
     top, bottom = rng.randint(1, 99), rng.randint(2, 99)
     kinds = [f"{integer}", f"{integer // 10**4}.{integer % 10**4 + 1}", f"({top}/{bottom})", f"{top}%"]
     return rng.choice([*kinds, f"{rng.randint(1, 9)}({top}/{bottom})", f"{rng.randint(1, 99)}00"])

@@ -1,16 +1,9 @@
 """One language in which a calculation is written out, in steps that a small model can learn.
 
-A fact known by heart, of the tables of one-digit numbers, forwards or backwards:
-    6×7=42   13-5=8   42÷6=7
-From the last digit to the first: after ~ stands the result backwards, after = as it is read:
-    345+278~326=623   346×7~2242=2422
-A product, one digit after the other of the number with fewer digits, the first one first:
-    66×52:66×5~033=330,66×2~231=132,3300+132~2343=3432得3432
-Long division: 商 a digit of the quotient, 余 what remains, 点 where its point goes:
-    7÷8:7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0得0.875
-    132÷33:132÷33商4,33×4~231=132,132-132=0得4
-Decimals as integers, then the point; zeros at the end of a factor likewise:
-    13.5+2.75:1350+275~5261=1625得16.25   2400×60:24×6~441=144得144000
+Integers are written out digit by digit (tools/digits.py):
+    6×7=42   345+278~326=623   195÷5:19÷5商3余4,45÷5商9余0得39
+Decimals as integers, then the point:
+    13.5+2.75:1350+275~5261=1625得16.25
 Fractions: divide where it comes out, else multiply first; the reciprocal; a common denominator:
     600×(7/12):600÷12:60÷12商5,12×5~06=60,60-60=0得50,50×7:5×7=35得350得350
     350÷(7/10):350×10/7:350÷7:35÷7商5余0得50,50×10=500得500
@@ -22,14 +15,14 @@ A colon opens the steps of what stands before it, 得 closes them with the resul
 it ends within MAX_DECIMALS places, else a reduced fraction; of fractions without a decimal no decimal. A
 calculation rewritten at once as another shares its 得:
     12÷0.5:120÷5:12÷5商2余2,20÷5商4余0得24
-
-Results backwards: Lee et al. 2023, Teaching Arithmetic to Small Transformers, arXiv:2307.03381.
 """
 
 import math
 import re
 from fractions import Fraction
 from functools import lru_cache
+
+from tools.digits import add, divide, multiply, subtract
 
 MAX_DECIMALS = 6
 MAX_DIGITS = 12
@@ -130,97 +123,6 @@ def simplify(operand):
         plain = f"{whole * bottom + top}/{bottom}"
         return [*steps, f"{operand}={plain}"], plain
     return [], operand.strip("()")
-
-
-# ------------------------------------------------------------------------------------------------------------
-# Integers
-# ------------------------------------------------------------------------------------------------------------
-
-
-def reversed_first(calculation, result):
-    """'345+278', 623 -> '345+278~326=623'"""
-    return f"{calculation}~{str(result)[::-1]}={result}"
-
-
-def add(a, b):
-    """345, 278 -> '345+278~326=623'"""
-    if a < 10 and b < 10:
-        return f"{a}+{b}={a + b}"
-    return reversed_first(f"{a}+{b}", a + b)
-
-
-def subtract(a, b):
-    """503, 278 -> '503-278~522=225'; for a >= b"""
-    if a == b or (a < 20 and b < 10):
-        return f"{a}-{b}={a - b}"
-    return reversed_first(f"{a}-{b}", a - b)
-
-
-def multiply(a, b):
-    """346, 7 -> '346×7~2242=2422'; 66, 52 -> '66×52:66×5~033=330,66×2~231=132,3300+132~2343=3432得3432'"""
-    head, product = f"{a}×{b}", a * b
-    core_a, core_b = (int(str(number).rstrip("0") or 0) for number in (a, b))
-    if product == 0 or core_a == 1 or core_b == 1:
-        return f"{head}={product}"
-    if significant_digits(core_a) < significant_digits(core_b):
-        core_a, core_b = core_b, core_a
-    if core_a < 10:
-        steps = [f"{core_a}×{core_b}={core_a * core_b}"]
-    else:
-        steps = partial_products(core_a, core_b)
-    if len(steps) == 1 and steps[0].startswith((f"{head}=", f"{head}~")):
-        return steps[0]
-    return f"{head}:{','.join(steps)}得{product}"
-
-
-def significant_digits(number):
-    """How many digits are not 0: a multiplier's count of partial products."""
-    return len(str(number).replace("0", ""))
-
-
-def partial_products(a, multiplier):
-    """One product by each digit that is not 0, the first one first; the sum so far moves one place left."""
-    steps, total = [], 0
-    for digit in map(int, str(multiplier)):
-        total *= 10
-        if digit == 0:
-            continue
-        product = a * digit
-        steps.append(f"{a}×1={a}" if digit == 1 else reversed_first(f"{a}×{digit}", product))
-        if total:
-            steps.append(add(total, product))
-        total += product
-    return steps
-
-
-def divide(a, b):
-    """7, 8 -> '7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0': the steps of a quotient that ends."""
-    digits = str(a)
-    taken = 1
-    while taken < len(digits) and int(digits[:taken]) < b:
-        taken += 1
-    current, rest, steps, point = int(digits[:taken]), digits[taken:], [], False
-    while True:
-        step, current = quotient_digit(current, b)
-        steps.append(step)
-        if current == 0 and not rest.strip("0"):
-            return ",".join(steps)  # the zeros at the end are copied
-        if rest:
-            current, rest = current * 10 + int(rest[0]), rest[1:]
-        else:
-            if not point:
-                steps.append("点")
-                point = True
-            current *= 10
-
-
-def quotient_digit(current, divisor):
-    """132, 33 -> ('132÷33商4,33×4~231=132,132-132=0', 0): one digit of a quotient, and what remains"""
-    digit, remainder = divmod(current, divisor)
-    if digit == 0 or divisor < 10:
-        return f"{current}÷{divisor}商{digit}余{remainder}", remainder
-    product = f",{multiply(divisor, digit)}" if digit > 1 else ""
-    return f"{current}÷{divisor}商{digit}{product},{subtract(current, divisor * digit)}", remainder
 
 
 # ------------------------------------------------------------------------------------------------------------
