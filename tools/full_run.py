@@ -49,14 +49,8 @@ from infra.report import Report
 from infra.resume import STATE
 from model import WeakWater
 from tools.full_run_data import HELD_OUT, OWN, gather, make_tokenizer, reason, sample_own, tokenize
-from tools.full_run_results import (
-    continuations,
-    grade,
-    grade_changed,
-    grade_majority,
-    publish,
-    tables,
-)
+from tools.full_run_grades import continuations, grade, grade_changed, grade_majority
+from tools.full_run_results import publish, tables
 from tools.ladder import VOTES
 
 GRADING = 0.01  # of the time, for each stage that is graded

@@ -1,36 +1,14 @@
-"""What tools/full_run.py finds out: grades of the models, and all results as tables, replies and charts."""
+"""What tools/full_run.py found out, as tables, replies and charts."""
 
-import json
 import math
-import random
 import shutil
 from pathlib import Path
 
-import numpy as np
-
-from Config import TrainConfig
-from dataset import PackedRows, open_tokens, prompt_ids
-from eval_model import EvalConfig, load
-from generate import Sampling, generate, judged_replies
-from infra.distributed import Process
 from infra.files import write_text
-from infra.scoring import final_answer, is_right, is_well_formed, shares
-from infra.tokenizer import BOS
-from tools.ladder import VOTES, changed_problems, look_into, majority, prompts_of
-from tools.worked_r1 import first_turn, read_conversations
-from trainer import evaluate, prepare
+from infra.scoring import is_right, is_well_formed
+from tools.full_run_grades import QUESTIONS
+from tools.ladder import VOTES
 
-BEGINNINGS = ("中国的首都是", "春天来了，", "The")
-QUESTIONS = {  # with the number that is right, if there is one
-    "你好，请介绍一下你自己。": "",
-    "怎样才能睡得好？": "",
-    "请用一句话解释什么是递归。": "",
-    "学校买了24盒彩笔，每盒12支，一共有多少支彩笔？": "288",
-    "小华有85元钱，买书用去37元，还剩多少元？": "48",
-    "一辆汽车3小时行驶180千米，照这样计算，5小时行驶多少千米？": "300",
-    "果园里有苹果树120棵，梨树的棵数是苹果树的2/3，梨树有多少棵？": "80",
-    "What is 17 plus 26?": "43",
-}
 TRAINING_HEAD = "stage | steps | useful tokens | minutes | tokens/s | MFU"
 TRAINING_HEAD += " | loss | val_loss | val_ppl | bits per byte"
 TRAINING_ROW = "{name} | {step} | {millions:.1f}M | {minutes:.1f} | {tokens_per_second:,.0f} | {mfu}"
@@ -54,7 +32,6 @@ CHARTS = {
     "distill": "charts_Distill",
     "GRPO": "charts_GRPO",
 }
-FIRST = 10  # right and wrong replies to word problems that are shown
 MOST_SHOWN = 300  # characters of a reply in experiments.md; report.json has all
 
 
@@ -70,86 +47,6 @@ def signs_test(won: int, lost: int) -> float:
     """McNemar's exact test: the two-sided p-value of questions that only one of two models got right."""
     count = won + lost
     return min(1.0, 2 * sum(math.comb(count, smaller) for smaller in range(min(won, lost) + 1)) / 2**count)
-
-
-def grade(stage, config) -> dict:
-    """What a model that converses is worth: word problems, the loss of ordinary replies, sample replies.
-
-    right: the numbers of the word problems that it gets right.
-    """
-    folder, data = config.out_dir / stage.name, config.out_dir / "data"
-    model, tokenizer = load(EvalConfig(model_dir=str(folder), device=config.device))
-    found = {"questions": 0}
-    if conversations := list(read_conversations(data / "word_problems.jsonl")):
-        judged, found = answer(model, tokenizer, conversations, config)
-        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in judged]
-        write_text(folder / "replies.jsonl", "".join(lines))
-        found["first"] = first_replies(judged, conversations)
-    found["ordinary_loss"] = loss_on(model, tokenizer, data / "sft_val.jsonl", config.dtype)
-    prompts = [prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question in QUESTIONS]
-    replies = generate(model, prompts, Sampling(max_new_tokens=config.max_new_tokens))
-    return {**found, "replies": dict(zip(QUESTIONS, map(tokenizer.decode, replies)))}
-
-
-def first_replies(judged: list[dict], conversations: list) -> dict[str, list]:
-    """{"right", "wrong": the first replies, each as (number of the problem, expected answer, reply)}."""
-    expected = (final_answer(first_turn(turns)[1]) for turns in conversations)
-    numbered = [(number, *pair) for number, pair in enumerate(zip(expected, judged))]
-    kinds = {"right": True, "wrong": False}
-    return {
-        kind: [(n, answer, one["reply"]) for n, answer, one in numbered if one["is_right"] == is_right][
-            :FIRST
-        ]
-        for kind, is_right in kinds.items()
-    }
-
-
-def grade_changed(name: str, config) -> dict:
-    """{change: what `answer` finds} for the held-out problems, changed."""
-    model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / name), device=config.device))
-    conversations = list(read_conversations(config.out_dir / "data/word_problems.jsonl"))
-    changed = changed_problems(conversations, random.Random(config.seed))
-    return {change: answer(model, tokenizer, those, config)[1] for change, those in changed.items() if those}
-
-
-def grade_majority(name: str, config) -> dict:
-    """{"right": numbers of the word problems that a majority of sampled replies gets right}."""
-    model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / name), device=config.device))
-    conversations = list(read_conversations(config.out_dir / "data/word_problems.jsonl"))
-    questions = prompts_of(tokenizer, conversations)
-    return majority(model, tokenizer, questions, most_tokens(tokenizer, config), config.seed)
-
-
-def most_tokens(tokenizer, config) -> int:
-    """In a reply: a prompt may have half the context."""
-    return min(config.max_new_tokens, tokenizer.max_length // 2)
-
-
-def answer(model, tokenizer, conversations: list, config) -> tuple[list[dict], dict]:
-    """The verdicts on greedy replies to the first questions, and what they come to."""
-    questions = prompts_of(tokenizer, conversations)
-    judged = judged_replies(model, tokenizer, questions, most_tokens(tokenizer, config), shows_progress=True)
-    found = look_into(judged, questions, [len(tokenizer.encode(one["reply"])) for one in judged])
-    right = [number for number, one in enumerate(judged) if one["is_right"]]
-    return judged, {"questions": len(judged), **shares(judged), **found, "right": right}
-
-
-def loss_on(model, tokenizer, path: Path, dtype: str) -> float:
-    """Nats per token of the replies in a file."""
-    config = TrainConfig(batch_size=8, max_seq_len=1024, dtype=dtype, compile=False)
-    device = model.lm_head.weight.device
-    cache = open_tokens(path, tokenizer, "conversations")
-    rows = PackedRows(cache, np.arange(len(cache)), config.max_seq_len)
-    found = evaluate(prepare(model, rows, config, device), rows, config, Process(0, 1, device))
-    return round(found["val_loss"], 4)
-
-
-def continuations(config) -> dict:
-    """Texts that the pretrained model continues. The likeliest tokens alone would go round in circles."""
-    model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / "pretrain"), device=config.device))
-    prompts = [[BOS, *tokenizer.encode(beginning)] for beginning in BEGINNINGS]
-    sampling = Sampling(temperature=0.7, top_p=0.9, max_new_tokens=80, seed=config.seed)
-    return {"texts": dict(zip(BEGINNINGS, map(tokenizer.decode, generate(model, prompts, sampling))))}
 
 
 def tables(parts: dict, chosen: list) -> str:
@@ -203,10 +100,8 @@ def grade_row(name: str, row: dict, against: str, parts: dict) -> str:
     count, other = row["questions"], parts.get(f"grade {against}")
     bounds = "{:.1%} to {:.1%}".format(*interval(len(row["right"]) / count, count))
     cells = [name, of_all(len(row["right"]), count), bounds, compared(row, other, against) if other else "-"]
-    for key in ("equation_right", "calculations_right", "reply_tokens", "well_formed"):
-        cells.append(
-            "-" if key not in row else f"{row[key]:.0f}" if key == "reply_tokens" else f"{row[key]:.1%}"
-        )
+    cells += [percent(row, "equation_right"), percent(row, "calculations_right")]
+    cells += [f"{row['reply_tokens']:.0f}" if "reply_tokens" in row else "-", percent(row, "well_formed")]
     return " | ".join([*cells, f"{row['ordinary_loss']:.3f}"])
 
 
@@ -227,13 +122,18 @@ def details(parts: dict, chosen: list) -> list[str]:
     rows = [" | ".join([kind, *(of_all(*row["by_kind"][kind]) for row in graded.values())]) for kind in kinds]
     lines = table(" | ".join(["problems with", *graded]), rows)
     changed = [
-        f"{change} | {of_all(len(found['right']), found['questions'])} | {found['equation_right']:.1%} | "
-        + (f"{found['calculations_right']:.1%}" if "calculations_right" in found else "-")
+        f"{change} | {of_all(len(found['right']), found['questions'])}"
+        f" | {percent(found, 'equation_right')} | {percent(found, 'calculations_right')}"
         for change, found in parts.get("changed", {}).items()
         if change != "seconds"
     ]
     head = "worked, the problems with | right | equation right | calculations right"
     return lines + (table(head, changed) if changed else [])
+
+
+def percent(row: dict, name: str) -> str:
+    """'40.6%', or '-' where there was nothing to count."""
+    return f"{row[name]:.1%}" if name in row else "-"
 
 
 def of_all(right: int, count: int) -> str:

@@ -180,10 +180,7 @@ def drill(a: str, operator: str, b: str, rng: random.Random) -> list[dict] | Non
     was = result_of(spell(a, operator, b))
     kinds = result_kinds([was])
     for _ in range(TRIES):
-        x, y = (
-            like(number, rng) if number != "1" or rng.random() < 0.2 else number
-            for number in (unbracketed(a), unbracketed(b))
-        )
+        x, y = (like(number, rng) if number != "1" or rng.random() < 0.2 else number for number in (a, b))
         if operator == "÷" and kinds == ["integer"] and "/" not in x + y:
             x = written(value(y) * value(like(was, rng)))
         if operator == "-" and value(x) < value(y):
