@@ -9,8 +9,7 @@ PyTorch's Muon, of 2.9 and later, takes one matrix at a time and always multipli
 
 import torch
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # s -> a s + b s^3 + c s^5 takes singular values to about 1
-ITERATIONS = 5
+NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5  # s -> a s + b s^3 + c s^5 takes singular values to about 1
 ADAMW_UPDATE_RMS = 0.2  # Liu et al. 2025
 
 
@@ -53,14 +52,13 @@ def update(optimizers, lr: float, is_sound: torch.Tensor) -> None:
         optimizer.step()
 
 
-def orthogonalize(matrices: torch.Tensor, dtype=torch.float32) -> torch.Tensor:
+def orthogonalize(matrices: torch.Tensor, dtype=torch.float32, coefficients=NEWTON_SCHULZ) -> torch.Tensor:
     """The semi-orthogonal matrices nearest to (N, rows, columns), roughly: singular values of 0.7 to 1.2."""
-    a, b, c = NEWTON_SCHULZ
     is_tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.to(dtype)
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(ITERATIONS):
+    for a, b, c in coefficients:
         gram = x @ x.mT  # the smaller one of the two
         x = a * x + (b * gram + c * gram @ gram) @ x
     return (x.mT if is_tall else x).to(matrices.dtype)

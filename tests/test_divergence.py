@@ -10,11 +10,12 @@ import pytest
 import torch
 from conftest import ChangedRows, tiny_model, trained, weights_of
 
+from dataset import collate_rows
 from infra.checkpoint import has_checkpoint
 from infra.divergence import CHECK_EVERY, Diverged, Watch
 from infra.metrics import read_metrics
-from model import WeakWater
-from optimizer import update
+from model import WeakWater, document_mask
+from optimizer import make_optimizers, update
 from trainer import prepare, summed_loss, train
 
 CPU = torch.device("cpu")
@@ -106,6 +107,23 @@ def test_fp16_finds_its_loss_scale_and_then_learns(rows, config):
         losses.append(loss.item())
     assert 5 < watch.dropped < 20  # more in a row than would end a run in another arithmetic
     assert losses[0] == losses[5] and losses[-1] < losses[0] - 1
+
+
+def test_step_asks_the_device_for_no_number(rows):
+    """On a card it would wait. A tensor of the device "meta" has none: `.item()`, an `if` and such raise.
+
+    The parts of the loop's step but for AdamW, whose kernel is torch's and does not take such tensors.
+    """
+    meta = torch.device("meta")
+    model, batch = tiny_model().to(meta), collate_rows([rows[0]], 3, rows.row_length).to(meta)
+    muon, _ = make_optimizers(model, weight_decay=0.1, embedding_rate=1.0)
+    loss = summed_loss(model, batch, document_mask) / 100
+    loss.backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    update([muon], 1e-3, Watch(400, meta, is_fp16=True).accepts(loss.detach(), grad_norm))
+    for measured in loss, grad_norm:
+        with pytest.raises(RuntimeError, match="meta"):
+            measured.item()
 
 
 # ---- runs with broken batches ----

@@ -35,7 +35,7 @@ from infra.jsonl import check_file
 from infra.packing import cut
 from infra.tokenizer import ChatTokenizer
 from model import WeakWater, document_mask
-from optimizer import Muon, orthogonalize, update
+from optimizer import NEWTON_SCHULZ, Muon, orthogonalize, update
 
 VALIDATION_ROWS = 96
 POLAR_EXPRESS = (  # Amsel et al. 2025 (arXiv:2505.16932), for 5 iterations; each an (a, b, c) of its own
@@ -72,14 +72,11 @@ def other_muon(optimizers, config, **changes):
     return [Muon(muon.param_groups[0]["params"], config.weight_decay, muon.dtype, **changes), adamw]
 
 
-def polar_express(matrices, dtype=torch.float32):
-    """`orthogonalize` by coefficients that differ from iteration to iteration."""
-    x = matrices.to(dtype)
-    x = x / (x.norm(dim=(1, 2), keepdim=True) * 1.02 + 1e-6)
-    for a, b, c in POLAR_EXPRESS:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return x.to(matrices.dtype)
+def iterations(coefficients):
+    """Muon whose `orthogonalize` has other coefficients, those of each iteration."""
+    return Change(
+        optimizers=partial(other_muon, orthogonalize=partial(orthogonalize, coefficients=coefficients))
+    )
 
 
 def normalized_neurons():
@@ -117,7 +114,8 @@ CHANGES = {
     "no decay": Change({"weight_decay": 0.0}),
     **{f"decay {x}": Change({"weight_decay": x}) for x in (0.03, 0.3)},
     **{f"momentum {x}": Change(optimizers=partial(other_muon, momentum=x)) for x in (0.9, 0.98)},
-    "Polar Express": Change(optimizers=partial(other_muon, orthogonalize=polar_express)),
+    **{f"Polar Express, {n} iterations": iterations(POLAR_EXPRESS[:n]) for n in (2, 3, 4, 5)},
+    **{f"{n} iterations": iterations(NEWTON_SCHULZ[:n]) for n in (3, 4)},
     "NorMuon": Change(optimizers=lambda *ours: other_muon(*ours, orthogonalize=normalized_neurons())),
     "cosine to 0": Change({"min_lr_ratio": 0.0}),
     "linear to 0": Change(schedule=lambda p: 1 - p),
