@@ -1,6 +1,6 @@
 """Questions with a known answer, from rows or from a file, and how many of them replies get right."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from infra.cli import UserError
@@ -30,19 +30,24 @@ def first_questions(rows, most: int) -> list[Question]:
     return found
 
 
-def read_questions(path: str | Path, to_prompt: Callable[[list[dict]], list[int]]) -> list[Question]:
-    """What the conversations of a JSONL file ask first. Raises UserError at a bad line.
-
-    to_prompt: messages -> the ids of the prompt that they make.
-    """
-    questions = []
+def read_conversations(path: str | Path) -> Iterator[list[dict]]:
+    """The messages of each line of a JSONL file. Raises UserError at a bad line."""
     for number, line in numbered_lines(check_file(path)):
         try:
-            messages = parse_line(line, "conversations")
+            yield parse_line(line, "conversations")
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
-        first_reply = [message["role"] for message in messages].index("assistant")
-        questions.append((to_prompt(messages[:first_reply]), messages[first_reply]["content"]))
+
+
+def first_question(messages: list[dict], to_prompt: Callable[[list[dict]], list[int]]) -> Question:
+    """What a conversation asks first. to_prompt: messages -> the ids of the prompt that they make."""
+    first_reply = [message["role"] for message in messages].index("assistant")
+    return to_prompt(messages[:first_reply]), messages[first_reply]["content"]
+
+
+def read_questions(path: str | Path, to_prompt: Callable[[list[dict]], list[int]]) -> list[Question]:
+    """What the conversations of a JSONL file ask first. Raises UserError at a bad line, or without any."""
+    questions = [first_question(messages, to_prompt) for messages in read_conversations(path)]
     if not questions:
         raise UserError(f"{path}: expected conversations, found an empty file")
     return questions

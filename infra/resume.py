@@ -18,6 +18,8 @@ MAY_DIFFER = {  # flags that change neither the weights nor the order of the dat
     "num_workers", "log_every", "eval_every", "save_every", "resume", "dry_run", "skip_bad_lines",
     "use_wandb",
 }  # fmt: skip
+# what torch.load raises for a file that is not whole, or not a state
+UNREADABLE = (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, pickle.PickleError)
 
 
 def resume_fingerprint(config, model_config, rows, dtype: torch.dtype) -> dict:
@@ -88,15 +90,7 @@ def load_state(folder: str | Path, fingerprint: dict) -> dict | None:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         stored = dict(state["fingerprint"])
-    except (
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        pickle.UnpicklingError,
-    ):
+    except UNREADABLE:
         other = f", or begin at its weights with --init_from {folder} and another --out_dir"
         advice = "delete it to start anew" + (other if has_checkpoint(folder) else "")
         raise UserError(f"{path}: not a whole training state of this version: {advice}") from None

@@ -1,11 +1,13 @@
 """What sampled replies were like, and when a model that learns from them has fallen apart."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
+from pathlib import Path
 from statistics import mean
 
 import numpy as np
 
 from infra.divergence import Diverged, advice
+from infra.metrics import read_metrics
 
 FALLEN_APART, ENOUGH = 0.5, 128  # of the well-formed share at the beginning; replies to judge it by
 
@@ -19,15 +21,21 @@ def teaches(rewards: np.ndarray) -> np.ndarray:
 
 
 class Rewards:
-    """The rewards and the form of replies since the last `means`, compared with those at first."""
+    """The rewards and the form of replies since the last `means`; the form of the last ones beside the first.
+
+    A resumed run takes the first that its metrics.jsonl tells of.
+    """
 
     def __init__(self, config):
-        self.config, self.values, self.well_formed_at_first = config, defaultdict(list), None
+        self.config, self.values, self.last = config, defaultdict(list), deque(maxlen=ENOUGH)
+        logged = read_metrics(Path(config.out_dir) / "metrics.jsonl") if config.resume else []
+        name = "sampled_well_formed"
+        self.well_formed_at_first = next((line[name] for line in logged if name in line), None)
 
     def add(self, rewards: np.ndarray, judged: list[dict], lengths: list[int], entropy: float | None) -> None:
         """rewards: (questions, replies to each); judged: the replies' verdicts; lengths: their tokens.
 
-        Raises Diverged when not half as many replies are well formed as were at first, of ENOUGH of them.
+        Raises Diverged when of the last ENOUGH replies not half as many are well formed as were at first.
         """
         self.values["reward"] += rewards.ravel().tolist()
         self.values["teaching"] += teaches(rewards).ravel().tolist()
@@ -36,13 +44,14 @@ class Rewards:
         self.values["reply_tokens"] += lengths
         if entropy is not None:
             self.values["entropy"].append(entropy)
-        if len(self.values["sampled_well_formed"]) < ENOUGH:
+        self.last.extend(verdict["is_well_formed"] for verdict in judged)
+        if len(self.last) < ENOUGH:
             return
-        well_formed = mean(self.values["sampled_well_formed"])
+        well_formed = mean(self.last)
         if self.well_formed_at_first is None:
             self.well_formed_at_first = well_formed
         if well_formed < FALLEN_APART * self.well_formed_at_first:
-            found = f"{well_formed:.0%} of the sampled replies are well formed"
+            found = f"{well_formed:.0%} of the last {ENOUGH} sampled replies are well formed"
             at_first = f"{self.well_formed_at_first:.0%} were at first"
             raise Diverged(f"{found}, {at_first}. {advice(self.config)}")
 

@@ -35,14 +35,17 @@ PLAIN_NUMBER = re.compile(r"(?=\.?[0-9])([0-9]*|[1-9][0-9]{0,2}((,[0-9]{3})+|( [
 DIGITS = "零一二三四五六七八九"
 SCALES = (("亿", 10**8), ("万", 10**4), ("千", 10**3), ("百", 10**2), ("十", 10))
 CLAUSE_END = re.compile(r"[。！？!?\n]|[,;](?! ?[0-9])")
-ASIDE = re.compile(r"(?<!\.)\([^()]*\)(?![-+*/^×÷])")  # parentheses, but not those in 0.(3) and (18)-3
+ASIDE = re.compile(  # parentheses, but not those in 0.(3), (18)-3, 3(1/2) and 9(wrong)
+    r"(?<!\.)(?!(?<=[0-9])\([0-9]+/)\((?![^()]*(?:错|不|wrong))[^()]*\)(?![-+*/^×÷])"
+)
 QUANTITY = re.compile(  # whatever may belong to one number, formula, ratio, range or list, as group 1
     r"[A-Za-z][A-Za-z0-9_]*(?:[-+*/^×÷][A-Za-z0-9_]+)*"  # the digits in x+2 and cm^2 state nothing
     r"|((?![,;、:) ])(?:[0-9.,;、%‰+\-*/^×÷·~:…√()<>≤≥≠± 又负]|百?分之"
-    r"|(?<=[0-9])(?:e(?=[-0-9])| ?[百千万亿]+(?![米克瓦])))+)"  # 7万, but 7千米 is 7 km
+    r"|(?<=[0-9])(?:e(?=[-0-9])| ?(?:[百万亿]|千(?![米克瓦]))+))+)"  # 7万, but 7千米 is 7 km
 )
 SMALL_LETTER = re.compile(r"^\W*[a-h]\W*$|(?<=选) ?[a-h](?![a-z])")
 LETTER = re.compile(r"(?a)\b(?:[B-H]|A(?! (?!and\b|or\b|is\b)[a-z]))\b")  # "A dog" makes no choice
+EITHER = re.compile(r"(?:或|\bor\b)[^。;\n]*=")  # x=3或x=4
 CHOICE = re.compile(r"\W*选?[A-Ha-h] ?(?:$|[().,:、])")
 # What makes a number or a letter beside it not the answer: 不是7, 大于7, 70多, 3个或4个, 3小时20分, 7不对.
 JOINT = r" ?(?:\w?(?:或者?|还是|[和与到至比余的加减乘除]以?)|and|to|[小分千厘]?[年月日时点分钟秒元角米克]) ?"
@@ -51,8 +54,9 @@ NOT_AFTER = re.compile(
     rf"|或者?选?|可能是?|也许|要么|\b(?:than|over|under|or|out of)|[0-9%]{JOINT}) ?$"
 )
 NOT_BEFORE = re.compile(
-    r" ?(?:(?:选?项)?(?:是|is )?(?:不对|不正确|不符|不是|错|wrong)|[多余几来]|\w{0,2}(?:以[上下内]|或)|or\b"
-    rf"|hundred|thousand|million|billion|dozen|(?<! )[abnxyzπ]\b|{JOINT}[0-9])"
+    r" ?(?:(?:选?项)?(?:是|is )?(?:不对|不正确|不符|不合|不能|不是|\(?错|wrong)|\w?[多半]|[余几来]"
+    r"|\w{0,2}(?:以[上下内外]|或)|or\b|hundred|thousand|million|billion|dozen"
+    rf"|(?<! )[abknxyzπ]\b|{JOINT}[0-9])"
 )
 
 
@@ -104,8 +108,11 @@ def simple_value(text, scales=SCALES):
 FORMS = (  # how a number may be written, and its value from the simple values in it
     (r"(.+)", lambda value: value),
     (r"(.+?) ?%", lambda value: value / 100),
-    (r"(.+)/(.+)", lambda part, whole: part / whole if whole else None),
-    (r"(.+)[ 又](.+)/(.+)", lambda n, part, whole: n + part / whole if part < whole and not n % 1 else None),
+    (r"\(?(.+)/(.+?)\)?", lambda part, whole: part / whole if whole else None),
+    (
+        r"(.+)[ 又(](.+)/(.+?)\)?",
+        lambda n, part, whole: n + part / whole if part < whole and not n % 1 else None,
+    ),
     (r"(.+)\^([0-9]{1,2})", lambda base, exponent: base ** int(exponent)),
     (r"(.+)e([0-9]{1,2})", lambda value, exponent: value * 10 ** int(exponent)),
     (r"(.+)e-([0-9]{1,2})", lambda value, exponent: value / 10 ** int(exponent)),
@@ -144,6 +151,8 @@ def stated_values(text):
     text = without_asides(text, "[0-9]")
     if (whole := number_value(text.strip(" *()").rstrip("个只条本张支枝棵辆元人名天年岁倍"))) is not None:
         return [whole]
+    if EITHER.search(text):
+        return [None]
     sides = [clause.rpartition("=")[2] for clause in CLAUSE_END.split(text)]
     stated = [found[1] or "" for side in sides for found in QUANTITY.finditer(side) if counts(side, found)]
     quantities = [quantity.strip(" ,;、:()*").removesuffix(".") for quantity in stated]
@@ -158,16 +167,22 @@ def chosen_letters(text):
     return chosen or {found[0] for found in letters}
 
 
+def stated_answer(reply: str) -> Fraction | None:
+    """The one number that is stated after 答案：, or without that mark the last one; None without such."""
+    values = stated_values(final_answer(reply))
+    values = set(values if ANSWER_MARK.search(answer_text(reply)) else values[-1:])
+    return values.pop() if len(values) == 1 else None
+
+
 def is_right(reply: str, expected: str) -> bool:
     """True if the final answer of a reply comes to that of the expected reply.
 
-    A number must be the only one that is stated after 答案：, or without that mark the last one. A choice of
-    A to H must be the only one that is made. All else must be equal but for white space.
+    A number must be the answer that is stated. A choice of A to H must be the only one that is made. All else
+    must be equal but for white space.
     """
     found, expected = final_answer(reply), final_answer(expected)
     if (value := number_value(expected)) is not None:
-        values = stated_values(found)
-        return set(values if ANSWER_MARK.search(answer_text(reply)) else values[-1:]) == {value}
+        return stated_answer(reply) == value
     if CHOICE.match(normalized(expected)) and len(choice := chosen_letters(expected)) == 1:
         return chosen_letters(found) == choice
     return "".join(normalized(found).split()) == "".join(normalized(expected).split()) != ""

@@ -151,6 +151,7 @@ def test_what_is_no_expression_is_refused(text):
     ("result", "stated", "steps"),
     [
         ("45", "45", []),
+        ("3/4", "(3/4)", []),
         ("0.375", "37.5%", ["0.375=37.5%"]),
         ("5/4", "1.25", ["5÷4:5÷4商1余1,点,10÷4商2余2,20÷4商5余0得1.25"]),
         ("5/4", "125%", ["5÷4:5÷4商1余1,点,10÷4商2余2,20÷4商5余0得1.25", "1.25=125%"]),
@@ -172,6 +173,11 @@ def test_a_wrong_step_is_found():
     assert claims("80/60约10=8/6约2=4/2") == [("80/60约10=8/6", True), ("8/6约2=4/2", False)]
 
 
+def test_calculations_in_other_spellings_are_read_too():
+    assert claims("24*12=288，7＋8=16") == [("24×12=288", True), ("7+8=16", False)]
+    assert claims("5*12+6=66") == [("5×12+6=66", True)] and claims("x+2=3") == []
+
+
 def test_what_is_closed_is_compared_with_what_was_opened():
     moved, reached = (f"13.6+5.5:136+55~191=191得{result}" for result in ("99.1", "19.1"))
     assert claims(moved)[-1] == ("13.6+5.5得99.1", False) and claims(reached)[-1] == ("13.6+5.5得19.1", True)
@@ -180,6 +186,8 @@ def test_what_is_closed_is_compared_with_what_was_opened():
     shared = claims("12÷0.5:120÷5:12÷5商2余2,20÷5商4余0得24")
     assert shared[-2:] == [("120÷5得24", True), ("12÷0.5得24", True)]
     assert claims("5×12+6:5×12:12×5~06=60得60,60+6~66=66得67")[-1] == ("5×12+6得67", False)
+    forgotten = claims("350÷(7/10):350×7/10:350÷10=35,35×7~542=245得245\n")
+    assert forgotten[-2:] == [("350×7/10得245", True), ("350÷(7/10):", False)]
     assert claims("7×8:7×8=") == [] and claims("得7") == []  # cut off; never opened
     assert claims("13÷33商0余13,7÷2商2余3") == [("13÷33商0余13", True), ("7÷2商2余3", False)]
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import conversation, write_jsonl
 
 from infra.divergence import Diverged
+from infra.questions import read_conversations
 from infra.tokenizer import ChatTokenizer
 from tools.full_run import (
     GRADING,
@@ -26,7 +27,7 @@ from tools.full_run import (
 )
 from tools.full_run_data import gather, hold_out, reason, word_problems
 from tools.full_run_results import compared, interval, signs_test, tables, texts
-from tools.worked_r1 import read_conversations, use_of
+from tools.worked_r1 import use_of
 
 # ---- files ----
 
@@ -394,6 +395,13 @@ def test_full_run_can_be_repeated_when_bad_lines_are_fixed(data, tmp_path):
     (folder / "sft_1024.jsonl").write_bytes(conversations)
     main(flags)
     assert (tmp_path / "out/pretrain/model.safetensors").is_file()
+
+    report = tmp_path / "out/report.json"
+    parts = json.loads(report.read_text()) | {"worked": {"failed": "no disk"}}
+    parts["settings"]["dtype"] = "bfloat16"  # of a card, where the data may have been prepared
+    report.write_text(json.dumps(parts))
+    main(flags)
+    assert "worked" not in json.loads(report.read_text())  # to be tried again
 
 
 @pytest.fixture

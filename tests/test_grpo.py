@@ -1,5 +1,6 @@
 """Reward: advantages as loss weights, rows of sampled replies, and what a run of GRPO.py shows."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from GRPO import GRPOConfig, SampledRows, pack_groups, pack_segments, reward_of,
 from infra.checkpoint import save_model
 from infra.cli import UserError
 from infra.divergence import Diverged
+from infra.files import write_text
 from infra.metrics import read_metrics
 from infra.rewards import Rewards, teaches
 from infra.tokenizer import EOS
@@ -231,11 +233,20 @@ def test_a_run_whose_replies_fall_apart_is_stopped(tmp_path):
         "reward": 0.0, "teaching": 0.0, "sampled_right": 0.0, "sampled_well_formed": 1.0, "reply_tokens": 5.0,
         "entropy": 1.5,
     }  # fmt: skip
-    rewards.add(np.zeros((2, 4)), verdicts(65), [5] * 8, entropy=None)
+    rewards.add(np.zeros((2, 4)), verdicts(64), [5] * 8, entropy=None)
     rewards.means()
-    rewards.add(np.zeros((2, 4)), verdicts(10, replies=64), [5] * 8, entropy=None)  # too few to tell
-    with pytest.raises(Diverged, match="23% of the sampled replies are well formed, 100% were at first"):
-        rewards.add(np.zeros((2, 4)), verdicts(34, replies=64 * 2), [5] * 8, entropy=None)
+    with pytest.raises(Diverged, match="49% of the last 128 sampled replies are well formed, 100% were at"):
+        rewards.add(np.zeros((2, 4)), verdicts(0, replies=1), [5] * 8, entropy=None)
+
+
+def test_a_resumed_run_compares_with_the_first_replies_of_all(tmp_path):
+    (tmp_path / "run").mkdir()
+    write_text(tmp_path / "run/metrics.jsonl", '{"loss": 1}\n{"sampled_well_formed": 0.9}\n')
+    few = [{"is_right": False, "is_well_formed": number < 50} for number in range(128)]
+    for resume in False, True:
+        rewards = Rewards(grpo_run(tmp_path / "run", resume=resume))
+        with pytest.raises(Diverged, match="39% of .* 90% were at first") if resume else nullcontext():
+            rewards.add(np.zeros((2, 4)), few, [5] * 8, entropy=None)
 
 
 # ---- the script ----

@@ -12,7 +12,17 @@ from infra.scoring import is_right, is_well_formed
 from tools.arithmetic import CannotSpell, value
 from tools.claims import claims
 from tools.expressions import spell_chain
-from tools.more_problems import Problem, drill, like, main, read_problem, result_kinds, variant, with_numbers
+from tools.more_problems import (
+    Problem,
+    drill,
+    exchangeable,
+    like,
+    main,
+    read_problem,
+    result_kinds,
+    variant,
+    with_numbers,
+)
 from tools.worked_r1 import worked_equation
 
 PROBLEMS = [
@@ -53,6 +63,15 @@ def test_a_number_that_the_question_does_not_name_stays():
     for seed in range(20):
         turns = variant(PROBLEMS[4], random.Random(seed))
         assert turns[1]["content"].splitlines()[1].endswith(")×2")
+
+
+def test_a_number_of_the_question_that_may_be_a_formula_s_stays():
+    narrow = Problem("长方形的长是18米，宽是2米，周长是几米？", "(18+2)×2", "40")
+    assert exchangeable(narrow) == ["18"]
+    square = Problem("正方形的边长是4米，周长是几米？", "4×4", "16")
+    assert exchangeable(square) == [] and variant(square, random.Random(0)) is None
+    more = Problem("小红有36张，小明比她多25%，小明有几张？", "36×25%+36", "45")
+    assert exchangeable(more) == ["25%", "36"]  # no formula has a 36
 
 
 def test_variants_differ_and_a_problem_without_numbers_has_none():

@@ -13,6 +13,24 @@ RIGHT, WRONG = True, False
 R1 = "<think>\n想一想。\n</think>\n<answer>\n{}\n</answer>"
 
 VERDICTS = [
+    # a mixed number as tools/arithmetic.py writes it, a bracket around a fraction, counts of a unit
+    ("<think>想</think><answer>3(1/2)</answer>", "答案：3.5", RIGHT),
+    ("<think>想</think><answer>3(1/2)</answer>", "答案：3", WRONG),
+    ("3.5", "3(1/2)", RIGHT),
+    ("(3/4)", "0.75", RIGHT),
+    ("答案：9（个）", "9", RIGHT),
+    ("答案：7万米", "70000", RIGHT),
+    ("答案：7万米", "7", WRONG),
+    ("答案：5百米", "500", RIGHT),
+    ("答案：5千米", "5", RIGHT),
+    ("3天半", "3", WRONG),
+    ("3个多", "3", WRONG),
+    ("答案：3k", "3", WRONG),
+    ("x=3或x=4", "4", WRONG),
+    ("9（错）", "9", WRONG),
+    ("7不合题意", "7", WRONG),
+    ("B不能选", "答案：B", WRONG),
+    ("B以外", "答案：B", WRONG),
     # the expected reply has tags and marks or has not
     (
         "<think>9</think>\n<answer>列式：3×6=18。\n答案：18</answer>",

@@ -8,10 +8,11 @@ import pytest
 from conftest import conversation, write_jsonl
 
 from infra.cli import UserError
+from infra.questions import read_conversations
 from infra.scoring import is_right, is_well_formed
 from tools.arithmetic import value
 from tools.claims import claims
-from tools.worked_r1 import main, read_conversations, use_of, work_out, worked_reply
+from tools.worked_r1 import main, use_of, work_out, worked_reply
 
 PROGRAM = (
     "<think>\n先读题，题目中出现的数有：9、5、12。\n根据数量关系可以列式：9×5×12。\n第一步，9×5=45；\n第二步，45×12=540。\n"
@@ -61,13 +62,13 @@ def test_elsewhere_a_calculation_is_spelled_where_it_stands(thought, expected):
         ("3+4=8", "another result in the source"),
         ("10÷3=3.33", "another result in the source"),
         ("7÷0=7", "division by zero"),
-        ("2++3=5", "not an expression"),
+        ("(2+3=5", "not an expression"),
     ],
 )
 def test_what_cannot_be_spelled_stays_and_is_counted_by_reason(thought, reason):
     counts = Counter()
     assert worked_reply(as_reply(thought), counts) == as_reply(thought)
-    assert set(counts) <= {reason} and (thought == "2++3=5" or counts[reason] == 1)
+    assert counts == {reason: 1}
 
 
 def test_what_is_not_a_reasoned_reply_stays():

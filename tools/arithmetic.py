@@ -26,6 +26,7 @@ from tools.digits import add, divide, multiply, subtract
 
 MAX_DECIMALS = 6
 MAX_DIGITS = 12
+MOST_CHARACTERS = 1000  # of a number
 
 NUMBER = r"(?:\d+\(\d+/\d+\)|\(\d+/\d+\)|\d+/\d+|\d+(?:\.\d+)?%?)"
 DECIMAL = re.compile(r"\d+(?:\.\d+)?")
@@ -40,6 +41,8 @@ class CannotSpell(ValueError):
 @lru_cache(maxsize=100_000)
 def value(text):
     """'37.5%' -> Fraction(3, 8); '1(1/2)' -> Fraction(3, 2). Raises CannotSpell for other texts."""
+    if len(text) > MOST_CHARACTERS:  # of which int() takes 4300
+        raise CannotSpell("too many digits")
     try:
         if mixed := MIXED.fullmatch(text):
             whole, top, bottom = map(int, mixed.groups())

@@ -1,6 +1,7 @@
 """The calculations that a text states in the language of tools/arithmetic.py, read back and checked.
 
-A calculation may be stated at once, 6×7=42, or be opened by a colon and closed by 得 with its result.
+A calculation may be stated at once, 6×7=42, or be opened by a colon and closed by 得 with its result. Each is
+checked alone: whether the numbers were carried over rightly from one to the next is not.
 """
 
 import re
@@ -8,18 +9,19 @@ import re
 from tools.arithmetic import NUMBER, CannotSpell, evaluate, value
 from tools.expressions import spell_chain
 
+ONE_SPELLING = str.maketrans("*＊＋－＝（）", "××+-=()")
 OPERATION = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})")
 DIGIT = re.compile(r"(\d+)÷(\d+)商(\d+)(?:余(\d+))?")
 REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
-REWRITTEN = re.compile(rf"(?<![\d./%)=~约+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
+REWRITTEN = re.compile(rf"(?<![\dA-Za-z./%)=~约^+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
 EXPRESSION = r"[\d(][\d./%()]*[-+×÷^][-\d./%()+×÷^]*"
-STATED = re.compile(rf"(?<![\d./()%+\-×÷^~=])({EXPRESSION})(?:~(\d+))?=(-?{NUMBER})(?![-+×÷^(\d./%])")
+STATED = re.compile(rf"(?<![\dA-Za-z./()%+\-×÷^~=])({EXPRESSION})(?:~(\d+))?=(-?{NUMBER})(?![-+×÷^(\d./%])")
 OPENED_OR_CLOSED = re.compile(rf"(?P<opened>{EXPRESSION}):|得(?P<result>-?{NUMBER})|\n")
 
 
 def claims(text: str) -> list[tuple[str, bool]]:
     """[(claim, is it true)] of each calculation, digit of a quotient, reduction, and number written anew."""
-    found = []
+    text, found = text.translate(ONE_SPELLING), []
     for match in STATED.finditer(text):
         expression, backwards, result = match.groups()
         found.append((match[0], result_is(expression, result) and backwards in (None, result[::-1])))
@@ -35,14 +37,22 @@ def claims(text: str) -> list[tuple[str, bool]]:
 
 
 def opened_claims(text: str) -> list[tuple[str, bool]]:
-    """Those of the colons: 得 closes the last one, and with it what was only rewritten as that,
-    12÷0.5:120÷5:...得24. What a text leaves open claims nothing."""
-    found, opened = [], []  # (expression, where it begins, where its steps begin)
+    """Those of the colons. 得 closes the last one, and also the one before if that was only rewritten:
+    12÷0.5:120÷5:...得24 states two results. A line that ends after 得 with one still open states no result of
+    it, which is wrong; what is cut off elsewhere claims nothing."""
+    found, opened, closed = (
+        [],
+        [],
+        0,
+    )  # (expression, where it begins, where its steps begin); the last 得's end
     for match in OPENED_OR_CLOSED.finditer(text):
         if match["opened"]:
             opened.append((match["opened"], match.start(), match.end()))
-        elif not match["result"]:
-            opened.clear()  # a new line
+        elif not match["result"]:  # a new line
+            found += [(f"{expression}:", False) for expression, *_ in opened if closed == match.start()]
+            opened.clear()
+        else:
+            closed = match.end()
         while match["result"] and opened:
             expression, begin, _ = opened.pop()
             found.append((f"{expression}得{match['result']}", result_is(expression, match["result"])))

@@ -4,6 +4,7 @@ import re
 
 from tools.arithmetic import NUMBER, CannotSpell, quotient, result_of, spell, value, written
 
+MOST_BRACKETS = 100  # Python ends at some 200 within each other
 TOKEN = re.compile(rf"{NUMBER}|\^[23]|[-+×÷()]")
 
 
@@ -13,7 +14,7 @@ def spell_chain(expression):
     Raises CannotSpell as spell does, and for what is no expression of numbers, + - × ÷ ^2 ^3 and brackets.
     """
     tokens = TOKEN.findall(expression)
-    if "".join(tokens) != expression:
+    if "".join(tokens) != expression or expression.count("(") > MOST_BRACKETS:
         raise CannotSpell("not an expression")
     steps = []
     result = chain(tokens, steps, "+-")
@@ -63,7 +64,7 @@ def operand(tokens, steps):
 
 def restate(result: str, stated: str) -> list[str]:
     """The steps from a result to the same number as stated: '3/8', '37.5%' -> ['3÷8:...', '0.375=37.5%']"""
-    if result == stated:
+    if result == (stated[1:-1] if stated.startswith("(") else stated):
         return []
     decimal, steps = written(value(stated)), []
     if "/" in result and "/" not in decimal:

@@ -56,7 +56,7 @@ from tools.ladder import VOTES
 GRADING = 0.01  # of the time, for each stage that is graded
 MAY_CHANGE = (  # from one start of a run to the next
     "minutes", "pretrain_tokens", "sft_tokens", "distill_tokens", "grpo_tokens", "most_tokens", "validations",
-    "last", "data_dir", "out_dir", "num_workers", "device", "compile", "torch",
+    "last", "data_dir", "out_dir", "num_workers", "device", "dtype", "compile", "torch",
 )  # fmt: skip
 BATCH = ("batch_size", "accumulation_steps")
 
@@ -68,18 +68,16 @@ class FullRunConfig(Flags):
     preset: str = flag("30m", "the model's shape", choices=list(PRESETS))
     vocab_size: int = flag(6400, "entries of the tokenizer")
     minutes: float = flag(0, "for all up to GRPO, about (default: as many as the tokens take)", least=0)
-    pretrain_tokens: float = flag(
-        0, "positions to train on, at most (default: 350e6, or what --minutes allow)", least=0
-    )
+    pretrain_tokens: float = flag(0, "positions, at most (default: 350e6, or what --minutes allow)", least=0)
     sft_tokens: float = flag(0, "the same, in each of two phases (default: 40e6 and 20e6)", least=0)
-    distill_tokens: float = flag(0, "the same, in each distillation (default: 40e6)", least=0)
+    distill_tokens: float = flag(
+        0, "the same, in each distillation (default: 40e6, of own replies 5e6)", least=0
+    )
     grpo_tokens: float = flag(0, "the same, in rewarded rows (default: 3e6)", least=0)
     variants: int = flag(3, "of each word problem, its numbers exchanged", least=0)
     drills: int = flag(40_000, "single calculations to train on", least=0)
     step_tokens: int = flag(80 * 512, "positions in one step", above=0)
-    most_tokens: int = flag(
-        80 * 512, "positions in a micro-batch, at most; GRPO has 16 rows of 1024", above=0
-    )
+    most_tokens: int = flag(80 * 512, "positions in a micro-batch; GRPO has 16 rows of 1024", above=0)
     validations: int = flag(10, "in each stage", above=0)
     rate_scale: float = flag(1.0, "factor of the scripts' own rates: 2 for a few hundred steps", above=0)
     max_new_tokens: int = flag(512, "tokens in a reply", above=0)
@@ -165,6 +163,7 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
         return {name: planned[name] for name in ("steps", "flags")}
     flags, measured = flags_of(stage, config), {}
     budget = getattr(config, f"{stage.recipe.lower()}_tokens") or (1e12 if config.minutes else stage.tokens)
+    budget = min(budget, stage.tokens) if stage.data == OWN else budget  # few, and seen three times
     step = flags["batch_size"] * flags["accumulation_steps"] * stage.max_seq_len  # positions
     steps = max(2, round(budget / step))
     if config.minutes or pick_device(config.device).type == "cuda":  # whose memory may not hold a micro-batch
@@ -272,6 +271,8 @@ def main(argv=None):
     settings["dtype"] = dtype_name(pick_dtype(config.dtype, pick_device(config.device)))
     folder.mkdir(parents=True, exist_ok=True)
     report = Report(folder, settings, f"delete {folder}", MAY_CHANGE)
+    failed = [name for name, part in report.parts.items() if isinstance(part, dict) and "failed" in part]
+    report.forget(*failed)  # to be tried again
     command = shlex.join(["python", "tools/full_run.py", *(sys.argv[1:] if argv is None else argv)])
     if command not in report.parts.setdefault("commands", []):
         report.parts["commands"].append(command)

@@ -13,18 +13,13 @@ from eval_model import EvalConfig, load
 from generate import Sampling
 from infra.cli import UserError
 from infra.jsonl import numbered_lines, parse_line
+from infra.questions import read_conversations
 from infra.scoring import final_answer, number_value
 from infra.text_sample import sample_lines, texts_of
 from infra.tokenizer import ChatTokenizer
 from tools.more_problems import more_problems, without_steps
 from tools.own_replies import own_replies
-from tools.worked_r1 import (
-    first_turn,
-    read_conversations,
-    work_out,
-    worked_conversation,
-    write_conversations,
-)
+from tools.worked_r1 import first_turn, work_out, worked_conversation, write_conversations
 from train_tokenizer import save_tokenizer, train_tokenizer
 
 FILES = ("pretrain", "sft_512", "sft_1024", "r1_1024")

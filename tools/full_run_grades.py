@@ -12,10 +12,11 @@ from eval_model import EvalConfig, load
 from generate import Sampling, generate, judged_replies
 from infra.distributed import Process
 from infra.files import write_text
+from infra.questions import read_conversations
 from infra.scoring import final_answer, shares
 from infra.tokenizer import BOS
 from tools.ladder import changed_problems, look_into, majority, prompts_of
-from tools.worked_r1 import first_turn, read_conversations
+from tools.worked_r1 import first_turn
 from trainer import evaluate, prepare
 
 BEGINNINGS = ("中国的首都是", "春天来了，", "The")

@@ -1,19 +1,20 @@
 """How models solve word problems, part by part: the equation, each calculation, the result, the form.
 
 Well-formed replies are not yet right, and a wrong result does not say what was wrong. A program evaluates the
-equation that a reply states, which bounds what arithmetic without mistakes would give, and checks every
-calculation in it.
+equation that a reply states: with arithmetic free of mistakes, as many replies would be right. It also checks
+every calculation.
 """
 
 import re
 from collections import Counter, defaultdict
 from dataclasses import replace
+from functools import partial
 from statistics import mean
 
 from dataset import prompt_ids
 from generate import Sampling, generate
-from infra.questions import judge
-from infra.scoring import REPLY, final_answer, number_value
+from infra.questions import first_question, judge
+from infra.scoring import REPLY, final_answer, number_value, stated_answer
 from tools.arithmetic import CannotSpell, value
 from tools.claims import claims
 from tools.expressions import spell_chain
@@ -22,23 +23,23 @@ from tools.more_problems import (
     conversation_of,
     read_problem,
     stated_like,
-    unbracketed,
     variant,
 )
 from tools.worked_r1 import EQUATION, OPERATOR, worked_conversation
 
 VOTES, VOTE_TEMPERATURE = 16, 0.7
-STATED = re.compile(r"列式计算：(.+?)=")
+NAMED = re.compile(r"列式计算：(.+?)=")
 MORE_STEPS = "把得数加上17，再乘3，最后是多少？"
 DISTRACTION = "今天是9月17日，窗外有5只小鸟。"
 
 
 def equation_of(reply: str) -> str:
     """The equation that a reply states: after 列式计算： or as the first line of its thought; "" for none."""
-    if stated := STATED.search(reply):
+    if stated := NAMED.search(reply):
         return stated[1]
     form = REPLY.fullmatch(reply.strip())
-    return form[1].strip().split("\n")[0] if form else ""
+    first = form[1].strip().split("\n")[0] if form else ""
+    return first if OPERATOR.search(first) else ""
 
 
 def evaluates_to(equation: str, expected) -> bool:
@@ -99,7 +100,7 @@ def elected(replies: list[str], votes: int) -> list[str]:
     """The number that most of each `votes` replies give, "" for none; of equally frequent ones the first."""
     found = []
     for start in range(0, len(replies), votes):
-        counts = Counter(number_value(final_answer(reply)) for reply in replies[start : start + votes])
+        counts = Counter(stated_answer(reply) for reply in replies[start : start + votes])
         counts.pop(None, None)
         found.append(str(max(counts, key=counts.get, default="")))
     return found
@@ -140,8 +141,7 @@ def lengthened(problem: Problem) -> Problem | None:
     numbers = [
         number
         for number in re.findall(r"(?<![\d./(])\d{2,}(?![\d./%)])", problem.equation)
-        if number
-        in {unbracketed(found) for found in re.findall(r"(?<![\d./(])\d+(?![\d./%)])", problem.question)}
+        if number in re.findall(r"(?<![\d./(])\d+(?![\d./%)])", problem.question)
     ]
     if not numbers:
         return None
@@ -157,8 +157,4 @@ def lengthened(problem: Problem) -> Problem | None:
 
 def prompts_of(tokenizer, conversations: list[list[dict]]) -> list:
     """[(prompt ids, expected reply)] of what conversations ask first."""
-    starts = [[message["role"] for message in turns].index("assistant") for turns in conversations]
-    return [
-        (prompt_ids(tokenizer, turns[:start]), turns[start]["content"])
-        for turns, start in zip(conversations, starts)
-    ]
+    return [first_question(turns, partial(prompt_ids, tokenizer)) for turns in conversations]

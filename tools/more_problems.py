@@ -14,6 +14,7 @@ import random
 import re
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,18 +24,20 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from infra.cli import UserError, make_parser, run_script
+from infra.questions import read_conversations
 from tools.arithmetic import FRACTION, NUMBER, CannotSpell, result_of, spell, value, written
 from tools.expressions import restate, spell_chain
-from tools.worked_r1 import read_conversations, write_conversations
+from tools.worked_r1 import write_conversations
 
 ENOUGH_FOR_CORES = 2000  # to be made: fewer are sooner made by one
-KEPT = {"1", "100%", "3.14"}  # numbers that are no problem's own
+KEPT = {"1", "100%", "3.14"}  # numbers that belong to no problem
+OF_FORMULAS = {"2", "3", "4", "6", "7", "10", "12", "24", "30", "60", "100", "1000"}  # (length + width)×2
 TRIES = 300  # draws of new numbers for one variant
 MOST_CHARACTERS = 400  # of a worked reply: longer ones fit no short row
 WORKED = re.compile(rf"<think>\n(.+)\n(?:.+\n)+</think>\n<answer>\n({NUMBER})\n</answer>")
 DRILLED = re.compile(rf"(.+)=<think>\n.+\n</think>\n<answer>\n({NUMBER})\n</answer>")
 NUMBERS = re.compile(NUMBER)
-CALCULATION = re.compile(rf"({NUMBER})([-+×÷])({NUMBER})")
+STEP = re.compile(rf"({NUMBER})([-+×÷])({NUMBER})")
 
 
 @dataclass(frozen=True)
@@ -80,8 +83,7 @@ def conversation_of(question: str, equation: str, steps: list[str], answer: str)
 
 def variant(problem: Problem, rng: random.Random) -> list[dict] | None:
     """The problem with other numbers, worked; None where TRIES draws found none that keep every kind."""
-    asked = {unbracketed(number) for number in NUMBERS.findall(problem.question)}
-    exchanged = sorted({unbracketed(number) for number in NUMBERS.findall(problem.equation)} & asked - KEPT)
+    exchanged = exchangeable(problem)
     if not exchanged:
         return None
     kinds = result_kinds([*spell_chain(problem.equation)[0], problem.answer])
@@ -99,6 +101,16 @@ def variant(problem: Problem, rng: random.Random) -> list[dict] | None:
         if is_alike and question != problem.question and sum(map(len, steps)) <= MOST_CHARACTERS:
             return conversation_of(question, equation, steps, answer)
     return None
+
+
+def exchangeable(problem: Problem) -> list[str]:
+    """The numbers of the equation that the question names. One that the equation has more often, and that
+    formulas have, may be theirs and stays: the 2 of (18+2)×2, around a field 18 long and 2 wide."""
+    asked, used = (
+        Counter(map(unbracketed, NUMBERS.findall(text))) for text in (problem.question, problem.equation)
+    )
+    is_theirs = lambda number: number in OF_FORMULAS and used[number] > asked[number]
+    return sorted(number for number in (used.keys() & asked.keys()) - KEPT if not is_theirs(number))
 
 
 def stated_like(result: str, answer: str) -> str:
@@ -200,7 +212,7 @@ def drill(a: str, operator: str, b: str, rng: random.Random) -> list[dict] | Non
 def calculations(problem: Problem) -> Iterator[tuple[str, str, str]]:
     """(a, operator, b) of each step of a problem."""
     for step in spell_chain(problem.equation)[0]:
-        yield CALCULATION.match(step).groups()
+        yield STEP.match(step).groups()
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from dataset import prompt_ids
 from eval_model import EvalConfig, load
 from generate import Sampling, generate
 from infra.cli import Flags, flag, parse_args, run_script
-from infra.questions import judge
-from tools.worked_r1 import first_turn, read_conversations, write_conversations
+from infra.questions import judge, read_conversations
+from tools.worked_r1 import first_turn, write_conversations
 
 
 @dataclass(frozen=True)

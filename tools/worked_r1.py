@@ -12,8 +12,8 @@ equation and its calculations, one a line. Elsewhere a calculation is replaced w
 or cannot be spelled stays as it is and is counted by reason.
 
 Held out are word problems, questions in Chinese whose answer is a number, by a hash of their wording without
-its numbers: no held-out wording is trained on, whatever its numbers; those whose answer is no number are left
-out. Others are kept for reward: a model that has not read their rationales has something to learn by trying.
+its numbers: no held-out wording is trained on with other digits. Without a number as answer they are dropped.
+Others are kept for reward: a model that has not read their rationales has something to learn by trying.
 """
 
 import hashlib
@@ -21,14 +21,14 @@ import json
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from infra.cli import UserError, make_parser, run_script
+from infra.cli import make_parser, run_script
 from infra.files import write_text
-from infra.jsonl import check_file, numbered_lines, parse_line
+from infra.questions import read_conversations
 from infra.scoring import REPLY, final_answer, number_value
 from tools.arithmetic import NUMBER, CannotSpell, value
 from tools.expressions import restate, spell_chain
@@ -121,15 +121,6 @@ def work_out(path: Path) -> tuple[dict[str, list], Counter]:
         elif has_number:
             found[use].append(messages if use == "problems" else worked_conversation(messages, Counter()))
     return found, counts
-
-
-def read_conversations(path: Path) -> Iterator[list[dict]]:
-    """The conversations of a JSONL file. Raises UserError at a bad line."""
-    for number, line in numbered_lines(check_file(path)):
-        try:
-            yield parse_line(line, "conversations")
-        except UserError as error:
-            raise UserError(f"{path}:{number}: {error}") from None
 
 
 def write_conversations(path: Path, conversations: Iterable[list[dict]]) -> None:
