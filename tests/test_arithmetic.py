@@ -176,6 +176,8 @@ def test_a_wrong_step_is_found():
 def test_calculations_in_other_spellings_are_read_too():
     assert claims("24*12=288，7＋8=16") == [("24×12=288", True), ("7+8=16", False)]
     assert claims("5*12+6=66") == [("5×12+6=66", True)] and claims("x+2=3") == []
+    for aside in "(3+4=7)", "（3+4=7）", "((3+4)×2=14)":
+        assert [is_true for _, is_true in claims(aside)] == [True], aside
 
 
 def test_what_is_closed_is_compared_with_what_was_opened():

@@ -9,7 +9,7 @@ import re
 from tools.arithmetic import NUMBER, CannotSpell, evaluate, value
 from tools.expressions import spell_chain
 
-ONE_SPELLING = str.maketrans("*＊＋－＝（）", "××+-=()")
+ONE_SPELLING = str.maketrans("*＊＋－＝", "××+-=")
 OPERATION = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})")
 DIGIT = re.compile(r"(\d+)÷(\d+)商(\d+)(?:余(\d+))?")
 REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
@@ -24,6 +24,8 @@ def claims(text: str) -> list[tuple[str, bool]]:
     text, found = text.translate(ONE_SPELLING), []
     for match in STATED.finditer(text):
         expression, backwards, result = match.groups()
+        opened = expression.count("(") - expression.count(")")  # before it: (3+4=7)
+        expression = expression.removeprefix("(" * opened)
         found.append((match[0], result_is(expression, result) and backwards in (None, result[::-1])))
     for match in DIGIT.finditer(text):
         a, b, digit = map(int, match.groups()[:3])
