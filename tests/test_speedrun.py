@@ -12,7 +12,7 @@ from Config import LLMConfig
 from dataset import PackedRows, open_tokens
 from infra.metrics import read_metrics
 from model import WeakWater
-from optimizer import orthogonalize
+from optimizer import NEWTON_SCHULZ, orthogonalize
 from tools import speedrun
 from tools.speedrun import CHANGES, RECIPE, Change, CutRows, table, train_changed, window
 from trainer import train
@@ -107,11 +107,13 @@ def test_window_looks_back_less_far_in_the_first_half():
             assert late[0, 0, query, key] == is_visible
 
 
-@pytest.mark.parametrize("function, largest_error", [(orthogonalize, 0.35), (speedrun.polar_express, 0.2)])
+@pytest.mark.parametrize(
+    "coefficients, largest_error", [(NEWTON_SCHULZ, 0.35), (speedrun.POLAR_EXPRESS, 0.2)]
+)
 @pytest.mark.parametrize("shape", [(2, 24, 40), (2, 40, 24)])
-def test_orthogonalized_matrices_have_singular_values_near_one(function, largest_error, shape):
+def test_orthogonalized_matrices_have_singular_values_near_one(coefficients, largest_error, shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(function(matrices, torch.float32))
+    values = torch.linalg.svdvals(orthogonalize(matrices, torch.float32, coefficients))
     assert float(values.mean()) == pytest.approx(1, abs=0.2)
     assert float((values - 1).abs().max()) < largest_error
 
