@@ -138,14 +138,13 @@ def two_more_steps(problem: Problem) -> list[dict] | None:
 
 def lengthened(problem: Problem) -> Problem | None:
     """The problem with two more digits in the largest integer of question and equation; None without one."""
-    numbers = [
-        number
-        for number in re.findall(r"(?<![\d./(])\d{2,}(?![\d./%)])", problem.equation)
-        if number in re.findall(r"(?<![\d./(])\d+(?![\d./%)])", problem.question)
-    ]
-    if not numbers:
+    asked, used = (
+        set(re.findall(r"(?<![\d./(])\d{2,}(?![\d./%)])", text))
+        for text in (problem.question, problem.equation)
+    )
+    if not asked & used:
         return None
-    largest = max(numbers, key=int)
+    largest = max(sorted(asked & used), key=int)
     swap = re.compile(rf"(?<![\d./(]){largest}(?![\d./%)])")
     question, equation = (swap.sub(f"{largest}46", text) for text in (problem.question, problem.equation))
     try:
