@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from Config import LLMConfig
 from infra.checkpoint import load_model
+from infra.document_attention import document_attention
 from infra.loss import chunked_cross_entropy
 
 
@@ -55,13 +56,19 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 def document_mask(document_ids: torch.Tensor, in_blocks: bool = False):
     """Which keys each query may see: those at or before it that have its document's number.
 
-    document_ids (B, T) -> a boolean mask (B, 1, T, T) or, `in_blocks`, the BlockMask with which FlexAttention
-    skips whatever is empty (CUDA under torch.compile; Dong et al. 2024, arXiv:2412.05496).
+    document_ids (B, T) -> a mask for `attention` in the form that its kernel takes. `in_blocks`: a BlockMask,
+    with which FlexAttention skips whatever is empty (CUDA under torch.compile; Dong et al. 2024,
+    arXiv:2412.05496). Else on a CPU the ids as they are, and anywhere else `dense_mask`.
     """
     B, T = document_ids.shape
     if in_blocks:
         may_see = lambda b, h, q, k: (q >= k) & (document_ids[b, q] == document_ids[b, k])
         return create_block_mask(may_see, B, None, T, T, device=document_ids.device)
+    return document_ids if document_ids.device.type == "cpu" else dense_mask(document_ids)
+
+
+def dense_mask(document_ids: torch.Tensor) -> torch.Tensor:
+    """The same, true where a query sees a key: (B, T) -> (B, 1, T, T)."""
     same = document_ids[:, :, None] == document_ids[:, None, :]  # (B, T, T); padding sees padding
     return same.tril()[:, None]  # (B, 1, T, T)
 
@@ -69,14 +76,16 @@ def document_mask(document_ids: torch.Tensor, in_blocks: bool = False):
 def attention(q, k, v, mask=None) -> torch.Tensor:
     """softmax(q k^T / sqrt(D)) v, by the fastest kernel for the kind of mask.
 
-    q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D). mask: a boolean mask (B, 1, T, S), a BlockMask, or
-    None: one query sees all keys, several are causal, with S = T (else KVCache gives a mask).
+    q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D). mask: document ids (B, T), a BlockMask, true where a
+    query sees a key (B, 1, T, S), or None: one query sees all keys, several are causal, with S = T.
     """
     if isinstance(mask, BlockMask):
         return flex_attention(q, k, v, block_mask=mask, enable_gqa=k.shape[1] < q.shape[1])
     if k.shape[1] < q.shape[1]:
         groups = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)  # (B, H, S, D)
+    if mask is not None and mask.dim() == 2:
+        return document_attention(q, k, v, mask)
     is_causal = mask is None and q.shape[2] > 1
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
 

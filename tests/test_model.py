@@ -7,7 +7,7 @@ from conftest import tiny_model
 from Config import PRESETS, LLMConfig
 from infra.checkpoint import save_model
 from infra.loss import chunked_cross_entropy
-from model import RMSNorm, WeakWater, attention, document_mask, rope_tables, rotate
+from model import RMSNorm, WeakWater, attention, dense_mask, document_mask, rope_tables, rotate
 
 B, T = 3, 20
 
@@ -49,7 +49,8 @@ def test_gradients_match_hugging_face_llama(tmp_path):
         torch.testing.assert_close(parameter.grad, gradients[name].grad, rtol=1e-3, atol=1e-5)
 
 
-def test_attention_is_the_softmax_formula():
+@pytest.mark.parametrize("mask", [dense_mask, document_mask])
+def test_attention_is_the_softmax_formula(mask):
     q, k, v = (torch.randn(B, heads, T, 8) for heads in (6, 2, 2))
     ids = torch.randint(0, 3, (B, T)).sort(dim=1).values
     expected = torch.zeros(B, 6, T, 8)
@@ -59,12 +60,12 @@ def test_attention_is_the_softmax_formula():
                 seen = [key for key in range(query + 1) if ids[b, key] == ids[b, query]]
                 scores = torch.stack([q[b, head, query] @ k[b, head // 3, key] / 8**0.5 for key in seen])
                 expected[b, head, query] = scores.softmax(0) @ v[b, head // 3, seen]
-    torch.testing.assert_close(attention(q, k, v, document_mask(ids)), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(attention(q, k, v, mask(ids)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_attention_without_a_mask_is_causal():
     q, k, v = (torch.randn(B, heads, T, 8) for heads in (6, 2, 2))
-    one_document = document_mask(torch.ones(B, T))
+    one_document = dense_mask(torch.ones(B, T))
     torch.testing.assert_close(attention(q, k, v), attention(q, k, v, one_document), rtol=1e-4, atol=1e-5)
 
 
@@ -78,7 +79,7 @@ def test_flex_attention_equals_attention_with_a_boolean_mask():
     ids = torch.randint(0, 3, (B, 256)).sort(dim=1).values
     blocks = document_mask(ids, in_blocks=True)
     q, k, v = (torch.randn(B, heads, 256, 16) for heads in (6, 2, 2))
-    plain = attention(q, k, v, document_mask(ids))
+    plain = attention(q, k, v, dense_mask(ids))
     torch.testing.assert_close(attention(q, k, v, blocks), plain, rtol=1e-4, atol=1e-5)
 
 

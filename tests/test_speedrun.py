@@ -14,7 +14,7 @@ from infra.metrics import read_metrics
 from model import WeakWater
 from optimizer import NEWTON_SCHULZ, orthogonalize
 from tools import speedrun
-from tools.speedrun import CHANGES, RECIPE, Change, CutRows, table, train_changed, window
+from tools.speedrun import CHANGES, RECIPE, Change, CutRows, table, train_changed
 from trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +64,6 @@ def test_baseline_takes_the_steps_of_the_trainer(cache, tmp_path):
         "rows of 128, then 512",
         "batch 4 rows, then 8, then 16",
         "half of the texts in pieces of 128",
-        "window of 128, then all",
     ],
 )
 def test_change_learns_something_else_than_the_baseline(name, cache):
@@ -95,16 +94,6 @@ def test_texts_are_cut_in_turn_and_lose_nothing(cache):
     of_text = np.searchsorted(starts, rows.starts, side="right") - 1
     longest = [rows.lengths[of_text % 2 == turn].max() for turn in (0, 1)]
     assert rows.useful == whole.useful and longest == [128, min(256, (ends - starts - 1)[1::2].max())]
-
-
-def test_window_looks_back_less_far_in_the_first_half():
-    document_ids = torch.tensor([[1, 1, 1, 1, 1, 2, 2, 2]])
-    early, late = window(document_ids, 0.4, positions=3), window(document_ids, 0.5, positions=3)
-    for query in range(8):
-        for key in range(8):
-            is_visible = key <= query and document_ids[0, query] == document_ids[0, key]
-            assert early[0, 0, query, key] == (is_visible and query - key < 3)
-            assert late[0, 0, query, key] == is_visible
 
 
 @pytest.mark.parametrize(

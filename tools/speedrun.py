@@ -34,7 +34,7 @@ from infra.distributed import Process
 from infra.jsonl import check_file
 from infra.packing import cut
 from infra.tokenizer import ChatTokenizer
-from model import WeakWater, document_mask
+from model import WeakWater
 from optimizer import NEWTON_SCHULZ, Muon, orthogonalize, update
 
 VALIDATION_ROWS = 96
@@ -57,7 +57,6 @@ class Change:
     schedule: Callable | None = None  # progress since warm-up -> part of the peak learning rate
     shape: Callable | None = None  # progress -> (tokens in a row, rows in a batch), at equal positions
     cuts: Callable | None = None  # progress -> the longest segments of texts, each for a part of the texts
-    mask: Callable | None = None  # (document_ids, progress) -> a mask in the place of document_mask's
 
 
 def adamw_alone(optimizers, config, embedding_rate=1.0):
@@ -93,12 +92,6 @@ def normalized_neurons():
     return orthogonalized
 
 
-def window(document_ids, progress, positions=128):
-    """In the first half of a run, a query sees so many positions, itself included."""
-    everything = document_mask(document_ids)
-    return everything if progress >= 1 / 2 else everything.triu(1 - positions)
-
-
 ADAMW_RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
 adamw_x4 = partial(adamw_alone, embedding_rate=4.0)
 CHANGES = {
@@ -128,7 +121,6 @@ CHANGES = {
     "pieces of 128, then 512": Change(cuts=lambda p: (128,) if p < 1 / 2 else (512,)),
     "pieces of 256": Change(cuts=lambda p: (256,)),
     "half of the texts in pieces of 128": Change(cuts=lambda p: (128, 512)),
-    "window of 128, then all": Change(mask=window),
 }
 
 
@@ -164,9 +156,8 @@ def train_changed(change, model, cache, config, positions) -> tuple[trainer.Run,
             batches = iter(trainer.load_batches(rows, shaped, process, first_step=len(losses) + 1))
         batch = next(batches)
         weight, _ = trainer.step_totals([batch])
-        mask = partial(change.mask, progress=progress) if change.mask else run.mask
         with run.precision.autocast:
-            loss = trainer.summed_loss(run.forward, batch.to(process.device), mask) / weight
+            loss = trainer.summed_loss(run.forward, batch.to(process.device), run.mask) / weight
         run.precision.scaler.scale(loss).backward()
         for optimizer in run.optimizers:
             run.precision.scaler.unscale_(optimizer)
