@@ -90,7 +90,7 @@ class TrainConfig(Flags):
         "auto", "arithmetic of products (auto: bf16 or fp16 on CUDA, else fp32)", choices=DTYPES
     )
     device: str = flag("", DEVICES_HELP)
-    compile: bool = flag(None, "torch.compile (default: on CUDA, where Triton is installed)")
+    compile: bool = flag(None, "torch.compile (default: on CUDA, and in long runs on a CPU)")
     num_workers: int = flag(0, "processes that prepare batches", least=0)
     seed: int = flag(42, "random seed of the initial weights and the data order", least=0, most=2**63 - 1)
     log_every: int = flag(10, "steps between two lines of the log", above=0)

@@ -126,7 +126,7 @@ def prepare(model, rows, config, device) -> Run:
         watch=Watch(model.config.vocab_size, device, is_fp16=precision.dtype == torch.float16),
         fingerprint=resume.resume_fingerprint(config, model.config, rows, precision.dtype),
     )
-    if devices.wants_compile(config.compile, device):
+    if devices.wants_compile(config.compile, device, extent.is_long(model, rows, config)):
         mask = partial(document_mask, in_blocks=device.type == "cuda")
         batch = collate_rows([], config.batch_size, rows.row_length).to(device)
         with precision.autocast:

@@ -91,10 +91,12 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def wants_compile(asked: bool | None, device: torch.device) -> bool:
-    """--compile if it was given, else True on CUDA where Triton can be imported and takes the card."""
-    if asked is not None or device.type != "cuda":
+def wants_compile(asked: bool | None, device: torch.device, is_long: bool) -> bool:
+    """--compile if it was given, else True on a CPU in long runs, and on CUDA where Triton takes the card."""
+    if asked is not None or device.type not in ("cpu", "cuda"):
         return bool(asked)
+    if device.type == "cpu":
+        return is_long
     from torch.utils._triton import has_triton
 
     if not has_triton():

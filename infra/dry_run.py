@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from infra.cli import UserError
-from infra.extent import describe_steps
+from infra.device import pick_device, wants_compile
+from infra.extent import describe_steps, is_long
 from infra.files import existing_folder
 from infra.metrics import read_metrics
 from infra.resume import STATE
@@ -88,6 +89,8 @@ def rehearse(train, model, rows, config, steps: int, validation=None, probe=None
         first_steps = {"max_steps": steps, "warmup_steps": config.warmup(config.total_steps(len(rows)))}
         often = {"log_every": 1, "eval_every": steps, "save_every": steps}
         alone = {"dry_run": False, "resume": False, "use_wandb": False, "out_dir": folder}
+        device, is_as_long = pick_device(config.device), is_long(model, rows, config)
+        alone |= {"compile": wants_compile(config.compile, device, is_as_long)}
         short = replace(config, **first_steps, **often, **alone)
         start = time.perf_counter()
         try:

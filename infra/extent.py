@@ -9,6 +9,8 @@ from infra.device import peak_flops
 from infra.distributed import Process
 from infra.jsonl import count_kinds
 
+TWENTY_MINUTES = 20 * 60 * 110e9  # floating-point operations, of two EPYC cores in float32
+
 
 @dataclass(frozen=True)
 class Extent:
@@ -38,6 +40,12 @@ def token_flops(model, mean_context: float) -> float:
     head."""
     attention = 4 * model.config.num_hidden_layers * model.config.hidden_size * mean_context
     return 3 * (2 * model.num_parameters() + attention)
+
+
+def is_long(model, rows, config) -> bool:
+    """Whether two CPU cores take more than 20 minutes, about: they win back what compiling costs."""
+    per_step = config.rows_per_step * rows.row_length * token_flops(model, mean_context(rows.lengths))
+    return config.total_steps(len(rows)) * per_step > TWENTY_MINUTES
 
 
 def describe(model, rows, config, where: str) -> str:

@@ -120,9 +120,11 @@ def test_peak_is_not_told_where_it_is_not_known():
 # ---- torch.compile ----
 
 
-@pytest.mark.parametrize("asked, expected", [(None, False), (False, False), (True, True)])
-def test_a_cpu_compiles_only_when_asked(asked, expected):
-    assert wants_compile(asked, CPU) is expected
+@pytest.mark.parametrize("is_long", [False, True])
+@pytest.mark.parametrize("asked", [None, False, True])
+def test_a_cpu_compiles_what_is_long_unless_told(asked, is_long):
+    assert wants_compile(asked, CPU, is_long) is (is_long if asked is None else asked)
+    assert wants_compile(asked, torch.device("mps"), is_long) is bool(asked)
 
 
 @pytest.mark.parametrize(

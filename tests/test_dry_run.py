@@ -50,6 +50,18 @@ def test_hours_are_those_of_all_steps_all_validations_and_the_start(promised):
     assert promised["hours"] * 3600 == pytest.approx(30 * STEP + 3 * VALIDATION + START, rel=0.1)
 
 
+@pytest.mark.parametrize("epochs", [1, 10**9])
+def test_a_long_run_is_timed_compiled_as_it_will_be(epochs, rows, tmp_path):
+    compiled = []
+
+    def look(model, rows, config, *rest):
+        compiled.append(config.compile)
+        return clockwork(model, rows, config, *rest)
+
+    rehearse(look, tiny_model(), rows, small_run(tmp_path / "run", epochs=epochs, compile=None), steps=2)
+    assert compiled == [epochs > 1]
+
+
 def test_speed_is_that_of_the_steps_without_start_and_validation(promised):
     assert promised["step_seconds"] == pytest.approx(STEP)
     assert promised["tokens_per_second"] == pytest.approx(100 / STEP)

@@ -57,7 +57,7 @@ def test_baseline_takes_the_steps_of_the_trainer(cache, tmp_path):
     "name",
     [
         "AdamW alone, 2e-3, embedding rate x 4",
-        "NorMuon",
+        "Polar Express, 3 iterations",
         "momentum 0.9",
         "linear to 0",
         "no warm-up",

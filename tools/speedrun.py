@@ -78,20 +78,6 @@ def iterations(coefficients):
     )
 
 
-def normalized_neurons():
-    """NorMuon (Li et al. 2025, arXiv:2510.05491): each orthogonalized row over a running mean of its size."""
-    squares = {}
-
-    def orthogonalized(matrices, dtype):
-        directions = orthogonalize(matrices, dtype)
-        now = directions.square().mean(dim=2, keepdim=True)
-        kept = squares.setdefault(matrices.shape, torch.zeros_like(now)).lerp_(now, 0.05)
-        normed = directions / (kept.sqrt() + 1e-8)
-        return normed * directions.norm(dim=(1, 2), keepdim=True) / normed.norm(dim=(1, 2), keepdim=True)
-
-    return orthogonalized
-
-
 ADAMW_RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
 adamw_x4 = partial(adamw_alone, embedding_rate=4.0)
 CHANGES = {
@@ -109,7 +95,6 @@ CHANGES = {
     **{f"momentum {x}": Change(optimizers=partial(other_muon, momentum=x)) for x in (0.9, 0.98)},
     **{f"Polar Express, {n} iterations": iterations(POLAR_EXPRESS[:n]) for n in (2, 3, 4, 5)},
     **{f"{n} iterations": iterations(NEWTON_SCHULZ[:n]) for n in (3, 4)},
-    "NorMuon": Change(optimizers=lambda *ours: other_muon(*ours, orthogonalize=normalized_neurons())),
     "cosine to 0": Change({"min_lr_ratio": 0.0}),
     "linear to 0": Change(schedule=lambda p: 1 - p),
     "constant, last 40% linear to 0": Change(schedule=lambda p: min(1.0, (1 - p) / 0.4)),  # arXiv:2404.06395
