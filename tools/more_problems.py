@@ -8,7 +8,6 @@ A number keeps its kind and about its size: an integer stays an integer, a share
 result on the way. A problem for which no such numbers are found has fewer variants.
 """
 
-import math
 import os
 import random
 import re
@@ -27,6 +26,7 @@ from infra.cli import UserError, make_parser, run_script
 from infra.questions import read_conversations
 from tools.arithmetic import FRACTION, NUMBER, CannotSpell, result_of, spell, value, written
 from tools.expressions import restate, spell_chain
+from tools.other_numbers import NUMBERS, like, result_kinds, unbracketed, with_numbers
 from tools.worked_r1 import write_conversations
 
 ENOUGH_FOR_CORES = 2000  # to be made: fewer are sooner made by one
@@ -36,7 +36,6 @@ TRIES = 300  # draws of new numbers for one variant
 MOST_CHARACTERS = 400  # of a worked reply: longer ones fit no short row
 WORKED = re.compile(rf"<think>\n(.+)\n(?:.+\n)+</think>\n<answer>\n({NUMBER})\n</answer>")
 DRILLED = re.compile(rf"(.+)=<think>\n.+\n</think>\n<answer>\n({NUMBER})\n</answer>")
-NUMBERS = re.compile(NUMBER)
 STEP = re.compile(rf"({NUMBER})([-+×÷])({NUMBER})")
 
 
@@ -118,67 +117,6 @@ def stated_like(result: str, answer: str) -> str:
     if answer.endswith("%"):
         return written(value(result) * 100) + "%"
     return result if "/" in answer else written(value(result))
-
-
-def unbracketed(number: str) -> str:
-    """'(2/7)' -> '2/7'"""
-    return number.strip("()") if number.startswith("(") else number
-
-
-def with_numbers(text: str, new: dict[str, str]) -> str:
-    """The text with each number that is a key of new replaced, brackets around fractions kept."""
-
-    def replaced(match):
-        number = unbracketed(match[0])
-        return match[0].replace(number, new.get(number, number))
-
-    return NUMBERS.sub(replaced, text)
-
-
-def result_kinds(steps: list[str]) -> list[str]:
-    """'integer', 'decimal' or 'fraction' of what each step comes to, and whether that is below one."""
-    results = [result_of(step).removeprefix("-") for step in steps]
-    kinds = ["fraction" if "/" in text else "decimal" if "." in text else "integer" for text in results]
-    return [kind + " below one" * (value(text) < 1) for kind, text in zip(kinds, results)]
-
-
-def like(number: str, rng: random.Random) -> str:
-    """A number of the same kind and about the same size: 2400 -> 1800, 3/4 -> 2/5, 20% -> 40%"""
-    if number.endswith("%"):
-        new = like(number[:-1], rng)
-        return (new if float(new) < 100 or float(number[:-1]) >= 100 else number[:-1]) + "%"
-    if "(" in number:
-        whole, fraction = number[:-1].split("(")
-        return f"{like(whole, rng)}({like(fraction, rng)})"
-    if "/" in number:
-        return like_fraction(*map(int, number.split("/")), rng)
-    if value(number) == 0:
-        return number
-    digits = number.replace(".", "")
-    places = len(number.partition(".")[2])
-    zeros = 0 if places else len(digits) - len(digits.rstrip("0"))
-    core = int(digits) // 10**zeros
-    low, high = (2, 9) if core < 10 else (max(11, core // 2), core * 2)
-    if value(number) < 1:
-        high = min(high, 10**places - 1)
-    drawn = rng.randint(low, high) * 10**zeros
-    return written_with_places(drawn, places)
-
-
-def like_fraction(top: int, bottom: int, rng: random.Random) -> str:
-    """Another reduced fraction, below one if this is."""
-    while True:
-        new_bottom = rng.randint(max(2, bottom // 2), bottom + 4)
-        low, high = (1, new_bottom - 1) if top < bottom else (new_bottom + 1, new_bottom * 3)
-        new_top = rng.randint(low, high)
-        if math.gcd(new_top, new_bottom) == 1:
-            return f"{new_top}/{new_bottom}"
-
-
-def written_with_places(digits: int, places: int) -> str:
-    """1250, 2 -> '12.50'"""
-    text = str(digits).rjust(places + 1, "0")
-    return f"{text[:-places]}.{text[-places:]}" if places else text
 
 
 # ------------------------------------------------------------------------------------------------------------
