@@ -11,9 +11,10 @@ Measure this project beside transformers' Llama of the same sizes and write benc
 Every measurement is a process of its own, so that its memory is its own. The candidates take turns, --rounds
 times. Written are the medians of each, and of the first candidate's ratios to it in the same round.
 
-train: transformers' Llama runs on packed rows under a plain causal mask, which lets documents see each other
-(less work than keeping them apart), and on padded rows, each conversation alone in one. It runs in our loop
-with our optimizers and, where the name says AdamW, in a plain loop with AdamW, which is what most people run.
+train: weakwater is compiled, as long runs are. transformers' Llama runs on packed rows under a plain causal
+mask, which lets documents see each other, and on padded rows, each conversation alone in one. It runs in our
+loop with our optimizers and, where the name says AdamW, in a plain loop with AdamW, which is what most people
+run.
 
 generate: names without a prefix are of one prompt of 256 tokens, batched_ of 32 such prompts together,
 question_ of one of 64 tokens, questions_ of 128 such ones together, as in scoring.
@@ -61,7 +62,7 @@ from train_tokenizer import LONGEST_TOKEN, save_tokenizer, train_tokenizer
 
 CPU = torch.device("cpu")
 EAGER = [f"transformers eager {rows}" for rows in ("packed", "packed, AdamW", "padded", "padded, AdamW")]
-ON_CUDA = ["weakwater eager", *(name.replace("eager", "compiled") for name in EAGER)]
+COMPILED = [name.replace("eager", "compiled") for name in EAGER]
 OPTIMIZERS = {"ours": "Muon and AdamW", "adamw": "AdamW"}
 PROMPT_TOKENS, NEW_TOKENS, TOGETHER = 256, 128, 32
 QUESTION_TOKENS, QUESTIONS = 64, 128  # as in scoring; with as many new tokens as the question has
@@ -116,10 +117,9 @@ def measure_train(candidate: str, config: BenchmarkConfig) -> dict:
     torch.manual_seed(0)
     is_ours, has_adamw = candidate.startswith("weakwater"), candidate.endswith(", AdamW")
     model = (WeakWater if is_ours else peers.Peer)(LLMConfig.preset(config.preset, vocab_size=len(tokenizer)))
-    compile = None if candidate == "weakwater" else "compiled" in candidate
     low = {"epochs": 1000, "warmup_steps": 1000}  # rates, so that no candidate diverges
     steps = {"max_steps": WARMUP_STEPS + config.steps, "log_every": WARMUP_STEPS}
-    run = replace(config, compile=compile, **low, **steps)
+    run = replace(config, compile="eager" not in candidate, **low, **steps)
     first, *_, last = (peers.train_with_adamw if has_adamw else train_ours)(model, rows, run)
     seconds = last["seconds"] - first["seconds"]
     positions = config.steps * run.rows_per_step * config.max_seq_len
@@ -297,7 +297,7 @@ def about_machine(device: torch.device) -> dict:
 # ---- taking turns ----
 
 CANDIDATES = {  # how to measure it, and the candidates, the one to compare with first
-    "train": (measure_train, ["weakwater", *EAGER, *ON_CUDA]),
+    "train": (measure_train, ["weakwater", "weakwater eager", *EAGER, *COMPILED]),
     "generate": (measure_generate, ["weakwater", "transformers", "llama.cpp"]),
     "start": (measure_start, ["cold", "warm"]),
     "tokenize": (measure_tokenize, ["weakwater"]),
@@ -321,7 +321,7 @@ def candidates(what: str, config: BenchmarkConfig, device: torch.device, only=()
     known = CANDIDATES[what][1]
     if unknown := sorted(set(only) - set(known)):
         raise UserError(f"--only {unknown} is unknown to {what}, expected some of {known}")
-    names = list(only) or [name for name in known if device.type == "cuda" or name not in ON_CUDA]
+    names = list(only or known)
     if config.optimizer:
         theirs = [name for name in names if optimizer_of(name) == OPTIMIZERS[config.optimizer]]
         names = [name for name in names if name.startswith("weakwater") or name in theirs]
