@@ -87,7 +87,7 @@ class TrainConfig(Flags):
     weight_decay: float = flag(0.1, "decay of the matrices and the embedding", least=0)
     grad_clip: float = flag(1.0, "largest norm of the gradient", above=0)
     dtype: str = flag(
-        "auto", "arithmetic of products (auto: bf16 or fp16 on CUDA, else fp32)", choices=DTYPES
+        "auto", "of products (auto: bf16 where that is fast, else fp16 on CUDA, else fp32)", choices=DTYPES
     )
     device: str = flag("", DEVICES_HELP)
     compile: bool = flag(None, "torch.compile (default: on CUDA, and in long runs on a CPU)")

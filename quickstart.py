@@ -22,7 +22,6 @@ from Config import DEVICES_HELP, LLMConfig
 from dataset import prompt_ids
 from generate import score
 from infra.cli import Flags, flag, parse_args, run_script
-from infra.device import has_fast_bf16, pick_device
 from infra.questions import read_questions
 from infra.report import Report, make_folder, print_table
 from infra.resume import STATE
@@ -90,7 +89,6 @@ def run_stage(stage: Stage, folder: Path, config: QuickstartConfig) -> dict:
     flags |= {"seed": config.seed, "device": config.device, "max_steps": steps}
     flags |= {"out_dir": folder / stage.folder}
     flags |= {"init_from": folder / stage.start} if stage.start else {"tokenizer": folder / "tokenizer"}
-    flags |= {"dtype": "bf16"} if has_fast_bf16(pick_device(config.device)) else {}
     command = f"{COMMON} {stage.flags}".split() + [f"--{name}={value}" for name, value in flags.items()]
     command += ["--resume"] if (folder / stage.folder / STATE).is_file() else []
     try:

@@ -1,6 +1,7 @@
 """The device at hand: which one, which arithmetic is fast on it, whether torch.compile works, its peak."""
 
 import os
+import platform
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,19 +49,21 @@ def has_fast_bf16(device: torch.device) -> bool:
     """True where the hardware multiplies in bfloat16, and not by way of float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # which of them exists depends on the release
+    if device.type != "cpu":
+        return False
+    # private, each; which of them exists depends on the release
+    if platform.machine().lower() in ("aarch64", "arm64"):  # on x86, AVX512 of any kind is enough for it
+        return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     """The torch dtype for --dtype. Raises UserError for fp16 anywhere else than on CUDA."""
     if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        name = "bf16" if has_fast_bf16(device) else "fp16"
+        name = "bf16" if has_fast_bf16(device) else "fp16" if device.type == "cuda" else "fp32"
     if name == "fp16" and device.type != "cuda":
-        raise UserError(f"--dtype fp16 needs a CUDA device, found {device.type}: expected fp32 or bf16")
+        raise UserError(f"--dtype fp16 needs a CUDA device, found {device}: expected fp32 or bf16")
     return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
 
 

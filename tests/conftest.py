@@ -73,7 +73,8 @@ def small_run(out_dir, **changes):
     data = {"stage": "test", "out_dir": str(out_dir), "max_seq_len": 128, "tag_weight": 3.0, "seed": 5}
     steps = {"batch_size": 3, "accumulation_steps": 2, "epochs": 2, "learning_rate": 3e-3}
     often = {"log_every": 1, "eval_every": 3, "save_every": 100}
-    return TrainConfig(**{**data, **steps, **often, "device": "cpu", "compile": False, **changes})
+    plain = {"device": "cpu", "dtype": "fp32", "compile": False}
+    return TrainConfig(**{**data, **steps, **often, **plain, **changes})
 
 
 def tiny_config(**changes):

@@ -65,11 +65,34 @@ def test_cuda_where_there_is_no_card_is_refused():
 # ---- its arithmetic ----
 
 
-@pytest.mark.parametrize(
-    "name, dtype", [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)]
-)
-def test_dtype_on_a_cpu(name, dtype):
+@pytest.mark.parametrize("name, dtype", [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_asked_dtype_is_taken_on_a_cpu(name, dtype):
     assert pick_dtype(name, CPU) == dtype
+
+
+@pytest.mark.parametrize(
+    "machine, supported, dtype",
+    [
+        ("x86_64", ["_is_avx512_bf16_supported"], torch.bfloat16),
+        ("AMD64", ["_is_amx_tile_supported"], torch.bfloat16),
+        ("x86_64", ["_is_mkldnn_bf16_supported"], torch.float32),  # AVX512 without bfloat16: ten times slower
+        ("aarch64", ["_is_mkldnn_bf16_supported"], torch.bfloat16),
+        ("arm64", [], torch.float32),
+    ],
+)
+def test_a_cpu_takes_bf16_where_its_hardware_does(machine, supported, dtype, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    for module, name in [
+        (torch.cpu, "_is_avx512_bf16_supported"),
+        (torch.cpu, "_is_amx_tile_supported"),
+        (torch.ops.mkldnn, "_is_mkldnn_bf16_supported"),
+    ]:
+        monkeypatch.setattr(module, name, lambda name=name: name in supported, raising=False)
+    assert pick_dtype("auto", CPU) == dtype
+
+
+def test_nothing_but_a_cpu_and_cuda_takes_bf16_unasked():
+    assert pick_dtype("auto", torch.device("mps")) == torch.float32
 
 
 @pytest.mark.parametrize("device", ["cpu", "mps"])
