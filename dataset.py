@@ -29,17 +29,19 @@ from infra.token_cache import TokenCache, open_cache
 from infra.tokenizer import BOS, EOS, PAD, TAGS, ChatTokenizer
 
 DEFAULT_SYSTEM = "你是 WeakWater，一个从零训练的中文小语言模型。"
-CHAT_TEMPLATE = (  # Jinja, for other programs: it gives the ids that `render` does
+CHAT_TEMPLATE = (  # Jinja, for other programs: the ids of `render`, what counts marked as generation
     "{%- if messages[0]['role'] != 'system' %}{{ '<s>system\\n" + DEFAULT_SYSTEM + "</s>\\n' }}{% endif %}"
-    "{%- for message in messages %}"
-    "{{ '<s>' + message['role'] + '\\n' + (message['content'] | trim) + '</s>\\n' }}"
+    "{%- for message in messages %}{%- set content = message['content'] or '' %}"
+    "{%- if content is not string %}{%- set content = content | map(attribute='text') | join %}{% endif %}"
+    "{%- set ended = (content | trim) + '</s>' %}{{ '<s>' + message['role'] + '\\n' }}"
+    "{%- if message['role'] == 'assistant' %}{% generation %}{{ ended }}{% endgeneration %}"
+    "{%- else %}{{ ended }}{% endif %}{{ '\\n' }}"
     "{% endfor %}{%- if add_generation_prompt %}{{ '<s>assistant\\n' }}{% endif %}"
 )
 TAG_PATTERN = re.compile("(" + "|".join(TAGS) + ")")
 IGNORED, COUNTED, TAG = 0, 1, 2  # loss mask: what a token is in the loss; PackedRows makes loss weights of it
-ENCODER = (
-    f"4 {DEFAULT_SYSTEM}"  # the version in the cache's key: raise it whenever `render` changes its output
-)
+# the version in the cache's key: raise it whenever `render` changes its output
+ENCODER = f"4 {DEFAULT_SYSTEM}"
 
 
 def render(document: str | list[dict]) -> list[tuple[str | int, int]]:

@@ -17,7 +17,7 @@ from functools import partial
 from Config import DEVICES_HELP, SFT_FOLDERS
 from dataset import prompt_ids
 from generate import Sampling, score, stream
-from infra.checkpoint import check_vocabulary, find_checkpoint
+from infra.checkpoint import SAMPLED, check_vocabulary, find_checkpoint
 from infra.cli import UserError, flag, parse_args, run_script, visible
 from infra.device import pick_device
 from infra.history import fit
@@ -42,7 +42,7 @@ class EvalConfig(Sampling):
     device: str = flag("", DEVICES_HELP)
 
 
-RECIPE = EvalConfig(temperature=0.7, top_p=0.9, seed=42)
+RECIPE = EvalConfig(**SAMPLED, seed=42)
 
 
 def chat(model, tokenizer, questions: Iterable[str], config: EvalConfig, answer=stream) -> None:

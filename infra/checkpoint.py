@@ -1,8 +1,7 @@
 """Checkpoints as Hugging Face Llama folders, read and written; what is wrong with one that does not fit."""
 
-import json
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -11,55 +10,14 @@ from safetensors.torch import load_file, save
 
 from Config import LLMConfig
 from infra.cli import UserError
+from infra.config_json import IDS, read_config, read_json, write_config
 from infra.files import write_atomically, write_json
 from infra.tokenizer import ChatTokenizer
 
-FIXED = {  # what model.py is; a config.json that says otherwise describes another decoder
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "rope_scaling": None,
-    "rope_type": "default",
-}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-
-
-def read_json(folder: Path) -> dict:
-    """`folder/config.json`. Raises UserError unless it is a JSON object."""
-    path = Path(folder) / "config.json"
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON file ({error})") from None
-    if not isinstance(stored, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(stored).__name__}")
-    return stored
-
-
-def read_config(folder: str | Path) -> LLMConfig:
-    """The shape in `folder/config.json`. Raises UserError if it describes another decoder than model.py's."""
-    path, stored = Path(folder) / "config.json", read_json(folder)
-    # transformers 5 writes rope_theta into rope_parameters, earlier releases beside the other fields
-    rope = stored.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise UserError(f"{path}: expected an object for rope_parameters, found {str(rope)[:40]!r}")
-    stored = {**rope, **stored}
-    for name, expected in FIXED.items():
-        if stored.get(name, expected) != expected:
-            raise UserError(f"{path}: found {name} {stored[name]!r}, this model is {expected!r}")
-    for f in fields(LLMConfig):
-        if f.name not in stored:
-            raise UserError(f"{path}: {f.name} is missing")
-        if type(stored[f.name]) not in ((int, float) if f.type is float else (f.type,)):
-            raise UserError(
-                f"{path}: expected {f.type.__name__} for {f.name}, found {str(stored[f.name])[:40]}"
-            )
-    config = LLMConfig(**{f.name: stored[f.name] for f in fields(LLMConfig)})
-    if stored.get("head_dim") not in (None, config.head_dim):
-        expected = f"hidden_size / num_attention_heads = {config.head_dim}"
-        raise UserError(f"{path}: found head_dim {stored['head_dim']}, expected {expected}")
-    return config
+WEIGHTS, SHARDS = "model.safetensors", "model.safetensors.index.json"
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+SAMPLED = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 512}  # a reply, unless told otherwise
 
 
 def save_model(model, folder: str | Path, tokenizer=None, context=None, is_finished=True) -> None:
@@ -76,41 +34,47 @@ def save_model(model, folder: str | Path, tokenizer=None, context=None, is_finis
     if config.tie_word_embeddings:
         del tensors[HEAD]
     content = save(tensors, metadata={"format": "pt"})
-    write_atomically(folder / "model.safetensors", lambda path: path.write_bytes(content))
-    ids = {name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(folder / "generation_config.json", ids)
+    write_atomically(folder / WEIGHTS, lambda path: path.write_bytes(content))
+    ids = {name: getattr(config, name) for name in IDS}
+    write_json(folder / "generation_config.json", {**ids, "do_sample": True, **SAMPLED})
     if tokenizer is not None:
         tokenizer.save(folder, context)
     if is_finished:
         write_config(folder, config, tokenizer, is_finished)
 
 
-def write_config(folder: Path, config: LLMConfig, tokenizer, is_finished: bool) -> None:
-    constant = {"architectures": ["LlamaForCausalLM"], "attention_dropout": 0.0, "use_cache": True}
-    constant |= {"torch_dtype": "float32"} | {name: FIXED[name] for name in FIXED if name != "rope_type"}
-    ours = {"vocabulary": tokenizer.vocabulary_hash if tokenizer else "", "is_finished": is_finished}
-    write_json(folder / "config.json", {**constant, **asdict(config), "head_dim": config.head_dim, **ours})
-
-
 def load_model(model_class, folder: str | Path):
-    """A `model_class(config)` with the weights in a folder, of whatever float type.
+    """A `model_class(config)` with the weights in a folder, in one file or in shards, of whatever float type.
 
     Raises FileNotFoundError or UserError unless every tensor is there and fits.
     """
-    path = Path(folder) / "model.safetensors"
-    for needed in (path, path.with_name("config.json")):
+    paths = weight_files(folder)
+    for needed in (*paths, Path(folder) / "config.json"):
         if not needed.is_file():
             raise FileNotFoundError(f"{needed} not found: {folder} is not a finished checkpoint")
-    config = read_config(folder)
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        advice = "copy it again, or let the training run that wrote it do so anew with --resume"
-        raise UserError(f"{path}: not a whole safetensors file ({error}): {advice}") from None
-    check_tensors(path, tensors, config, model_class)
+    config, tensors = read_config(folder), {}
+    for path in paths:
+        try:
+            tensors |= load_file(path)
+        except SafetensorError as error:
+            advice = "copy it again, or let the training run that wrote it do so anew with --resume"
+            raise UserError(f"{path}: not a whole safetensors file ({error}): {advice}") from None
+    check_tensors(paths[0], tensors, config, model_class)
     model = model_class(config)
     model.load_state_dict(tensors)
     return model
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """model.safetensors or, where transformers saved the weights in shards, these."""
+    whole, index = Path(folder) / WEIGHTS, Path(folder) / SHARDS
+    if whole.is_file() or not index.is_file():
+        return [whole]
+    named = read_json(folder, SHARDS).get("weight_map")
+    names = set(named.values()) if isinstance(named, dict) else set()
+    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise UserError(f"{index}: expected the names of files in its folder under weight_map")
+    return [whole.with_name(name) for name in sorted(names)]
 
 
 def check_tensors(path: Path, tensors: dict, config: LLMConfig, model_class) -> None:
@@ -130,10 +94,15 @@ def check_tensors(path: Path, tensors: dict, config: LLMConfig, model_class) -> 
         found, wanted = (tuple(some[name].shape) if name in some else None for some in (tensors, expected))
         if found != wanted:
             raise UserError(f"{path}: found {name} {found}, config.json asks for {wanted}")
+        if tensors[name].dtype not in FLOATS:
+            advice = "quantized weights cannot be read; export them without"
+            raise UserError(f"{path}: found {name} of {tensors[name].dtype}, expected floats: {advice}")
+        if not tensors[name].isfinite().all():
+            raise UserError(f"{path}: found NaN or infinity in {name}: the training that wrote it diverged")
 
 
 def has_checkpoint(folder: str | Path) -> bool:
-    return all((Path(folder) / name).is_file() for name in ("model.safetensors", "config.json"))
+    return all(path.is_file() for path in (*weight_files(folder), Path(folder) / "config.json"))
 
 
 def find_checkpoint(folders: list[str], advice: str) -> Path:
@@ -147,7 +116,7 @@ def find_checkpoint(folders: list[str], advice: str) -> Path:
         raise FileNotFoundError(f"{folders[0]} {what}: {advice}")
 
     def rank(folder):
-        return read_json(folder).get("is_finished", True), (folder / "model.safetensors").stat().st_mtime
+        return read_json(folder).get("is_finished", True), weight_files(folder)[0].stat().st_mtime
 
     chosen = max(found, key=rank)
     if len(folders) > 1:

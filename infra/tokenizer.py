@@ -47,6 +47,8 @@ class ChatTokenizer:
             self.bpe = Tokenizer.from_str(json.dumps(bare, sort_keys=True))
             vocabulary = stored["model"]["vocab"]
             self.about = dict(json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8")))
+            if (template := self.folder / "chat_template.jinja").is_file():  # as transformers 5 saves it
+                self.about["chat_template"] = template.read_text(encoding="utf-8")
         except Exception as error:  # the tokenizers library raises bare Exception
             raise UserError(
                 f"{path}, or tokenizer_config.json beside it: not a tokenizer file ({error})"
@@ -56,6 +58,10 @@ class ChatTokenizer:
             raise UserError(
                 f"{path}: expected the control tokens {tokens} as ids 0 to {len(CONTROL_TOKENS) - 1}"
             )
+        changing = {"normalizer": stored.get("normalizer"), "dropout": stored["model"].get("dropout")}
+        if found := [f"{name} {str(value)[:40]}" for name, value in changing.items() if value]:
+            expected = "expected none: a text's ids would not be its own"
+            raise UserError(f"{path}: found {' and '.join(found)}, {expected}")
         self.fingerprint = short_hash(bare)  # of how text is split
         self.vocabulary_hash = short_hash(vocabulary)  # of what the ids mean
         self.spelling = {id: token for token, id in vocabulary.items()}  # one character for each byte
@@ -90,7 +96,7 @@ class ChatTokenizer:
     def max_length(self) -> int:
         """Tokens that the checkpoint beside the tokenizer was trained to see together."""
         length = self.about.get("model_max_length") or sys.maxsize
-        if not isinstance(length, int | float) or length < 1:
+        if not isinstance(length, int | float) or not length >= 1:
             where = self.folder / "tokenizer_config.json"
             raise UserError(f"{where}: expected a number of tokens for model_max_length, found {length!r}")
         return int(min(length, sys.maxsize))
@@ -119,6 +125,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, context: int, chat_templ
         "pad_token": CONTROL_TOKENS[PAD],
         "clean_up_tokenization_spaces": False,
         "model_max_length": context,
+        "padding_side": "left",  # replies to a batch of prompts begin where the prompts end
         "chat_template": chat_template,
     }
     write_json(folder / "tokenizer_config.json", about)

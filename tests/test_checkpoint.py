@@ -11,15 +11,16 @@ import torch
 from conftest import VOCAB_SIZE, tiny_config, tiny_model
 from safetensors.torch import load_file, save_file
 
+from eval_model import RECIPE
 from infra.checkpoint import (
     check_out_dir,
     check_vocabulary,
     find_checkpoint,
     has_checkpoint,
-    read_config,
     save_model,
 )
 from infra.cli import UserError
+from infra.config_json import read_config
 from infra.tokenizer import ChatTokenizer
 from model import WeakWater
 from train_tokenizer import save_tokenizer, train_tokenizer
@@ -76,6 +77,15 @@ def test_checkpoint_is_a_folder_that_transformers_loads_with_its_tokenizer(token
         torch.testing.assert_close(model(IDS), theirs(IDS).logits, rtol=1e-4, atol=1e-4)
 
 
+def test_transformers_samples_a_whole_reply_as_our_chat_does(tmp_path):
+    from transformers import GenerationConfig
+
+    save_model(tiny_model(), tmp_path)
+    theirs = GenerationConfig.from_pretrained(tmp_path)
+    found = (theirs.temperature, theirs.top_p, theirs.max_new_tokens)
+    assert theirs.do_sample and found == (RECIPE.temperature, RECIPE.top_p, RECIPE.max_new_tokens)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_model_that_was_saved_and_loaded_has_the_same_weights(tied, tmp_path):
     model = tiny_model(tie_word_embeddings=tied)
@@ -116,6 +126,32 @@ def test_folder_that_transformers_saved_gives_the_same_logits(dtype, tied, tmp_p
     ours = WeakWater.from_pretrained(tmp_path)
     assert ours.lm_head.weight.dtype == torch.float32
     torch.testing.assert_close(ours(IDS), theirs.float()(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_folder_that_transformers_saved_in_shards_gives_the_same_logits(tmp_path):
+    theirs = transformers_llama()
+    theirs.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert not (tmp_path / "model.safetensors").exists() and has_checkpoint(tmp_path)
+    torch.testing.assert_close(WeakWater.from_pretrained(tmp_path)(IDS), theirs(IDS).logits)
+
+
+def test_missing_shard_is_named(tmp_path):
+    transformers_llama().save_pretrained(tmp_path, max_shard_size="50KB")
+    shard = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    assert not has_checkpoint(tmp_path)
+    with pytest.raises(FileNotFoundError, match=f"{shard.name} not found"):
+        WeakWater.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "stored", [{}, {"weight_map": []}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "../a.safetensors"}}]
+)
+def test_index_that_names_no_files_of_its_folder_is_refused(stored, tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="expected the names of files in its folder under weight_map"):
+        WeakWater.from_pretrained(tmp_path)
 
 
 def test_rope_theta_is_read_from_where_either_release_of_transformers_writes_it(tmp_path):
@@ -169,6 +205,8 @@ HOSTILE = [
     ({"attention_bias": True}, "found attention_bias True"),
     ({"mlp_bias": True}, "found mlp_bias True"),
     ({"hidden_act": "gelu"}, "found hidden_act 'gelu'"),
+    ({"eos_token_id": -1}, "found eos_token_id -1, expected an id of the vocabulary, 0 to 399"),
+    ({"pad_token_id": 10**9}, "found pad_token_id 1000000000, expected an id"),
     ({"head_dim": 16}, "found head_dim 16, expected hidden_size / num_attention_heads = 8"),
 ]
 
@@ -203,6 +241,24 @@ def test_tensor_too_many_is_refused_by_name(tmp_path):
         tensors | {"model.layers.0.self_attn.q_norm.weight": torch.ones(8)}, tmp_path / "model.safetensors"
     )
     with pytest.raises(UserError, match=r"found model.layers.0.self_attn.q_norm.weight \(8,\), .* None"):
+        WeakWater.from_pretrained(tmp_path)
+
+
+BAD_WEIGHTS = [
+    (lambda tensor: tensor.to(torch.int8), "of torch.int8, expected floats"),
+    (lambda tensor: tensor > 0, "of torch.bool, expected floats"),
+    (lambda tensor: tensor * torch.nan, "found NaN or infinity in model.layers.1.mlp.up_proj.weight"),
+    (lambda tensor: tensor / 0, "found NaN or infinity"),
+]
+
+
+@pytest.mark.parametrize("spoil, reason", BAD_WEIGHTS, ids=["int8", "bool", "nan", "infinity"])
+def test_weights_that_are_no_numbers_are_refused(spoil, reason, tmp_path):
+    save_model(tiny_model(), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file(tensors | {name: spoil(tensors[name])}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=reason):
         WeakWater.from_pretrained(tmp_path)
 
 

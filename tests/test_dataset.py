@@ -93,6 +93,22 @@ def test_chat_ids_equal_the_jinja_templates_for_random_conversations(tokenizer, 
     assert encode(tokenizer, messages)[0] == hugging_face.apply_chat_template(messages, return_dict=False)
 
 
+@pytest.mark.parametrize("messages", CONVERSATIONS)
+def test_other_trainers_train_on_the_tokens_that_ours_does(messages, tokenizer, hugging_face):
+    asked = {"return_dict": True, "return_assistant_tokens_mask": True}
+    found = hugging_face.apply_chat_template(messages, **asked)
+    ids, loss_mask = encode(tokenizer, messages)
+    assert found["input_ids"] == ids
+    assert found["assistant_masks"] == [mask != IGNORED for mask in loss_mask]
+
+
+@pytest.mark.parametrize("parts", [["你好，", "世界"], ["你好"], []])
+def test_content_may_be_a_list_of_parts(parts, tokenizer, hugging_face):
+    listed = [{"type": "text", "text": text} for text in parts]
+    found = hugging_face.apply_chat_template([{"role": "user", "content": listed}], return_dict=False)
+    assert found == encode(tokenizer, turns(("user", "".join(parts))))[0]
+
+
 @pytest.mark.parametrize("messages", CONVERSATIONS[:6])
 def test_prompt_ids_equal_the_templates_generation_prompt(messages, tokenizer, hugging_face):
     prompt = messages[:-1]

@@ -84,6 +84,45 @@ def test_gguf_tells_the_shape_the_vocabulary_and_the_chat_template(checkpoint):
     assert "messages" in fields["tokenizer.chat_template"]
 
 
+def test_folder_that_transformers_saved_is_exported_with_its_template(checkpoint):
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer
+
+    folder, _ = checkpoint
+    theirs = AutoTokenizer.from_pretrained(folder)
+    theirs.chat_template = theirs.chat_template.replace("WeakWater", "GoodWater")
+    theirs.save_pretrained(folder)
+    reader = GGUFReader(export_gguf(folder, folder / "model.gguf"))
+    template = reader.fields["tokenizer.chat_template"].contents()
+    assert "GoodWater" in template and "WeakWater" not in template
+
+
+def test_template_of_the_export_says_the_same_without_marks_for_training(checkpoint):
+    from gguf import GGUFReader
+    from transformers import AutoTokenizer
+
+    folder, _ = checkpoint
+    reader = GGUFReader(export_gguf(folder, folder / "model.gguf"))
+    template, theirs = (
+        reader.fields["tokenizer.chat_template"].contents(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    assert "generation %}" in theirs.chat_template and "generation %}" not in template
+    messages = [{"role": role, "content": TEXT} for role in ("user", "assistant", "user")]
+    asked = {"tokenize": False, "add_generation_prompt": True}
+    expected = theirs.apply_chat_template(messages, **asked)
+    assert theirs.apply_chat_template(messages, chat_template=template, **asked) == expected
+
+
+def test_export_promises_the_context_that_was_trained(checkpoint, tokenizer):
+    from gguf import GGUFReader
+
+    folder, model = checkpoint
+    save_model(model, folder, tokenizer, context=64)
+    reader = GGUFReader(export_gguf(folder, folder / "model.gguf"))
+    assert reader.fields["llama.context_length"].contents() == 64
+
+
 def test_llama_cpp_computes_the_same_logits_and_splits_text_alike(checkpoint, tokenizer):
     llama_cpp = pytest.importorskip("llama_cpp")
     folder, model = checkpoint

@@ -13,8 +13,8 @@ import torch
 from conftest import ChangedRows, conversation, small_run, tiny_model, trained, weights_of, write_jsonl
 
 from dataset import PackedRows, open_tokens
-from infra.checkpoint import read_json
 from infra.cli import UserError
+from infra.config_json import read_json
 from infra.metrics import TIMING_METRICS, read_metrics
 from infra.resume import STATE
 from model import WeakWater

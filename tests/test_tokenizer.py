@@ -108,6 +108,15 @@ def test_another_split_changes_the_fingerprint_but_not_the_vocabulary(tokenizer,
     assert other.vocabulary_hash == tokenizer.vocabulary_hash
 
 
+def test_template_that_transformers_saved_beside_the_configuration_is_kept(tokenizer, hugging_face, tmp_path):
+    hugging_face.save_pretrained(tmp_path)
+    assert ChatTokenizer(tmp_path).about["chat_template"] == tokenizer.about["chat_template"]
+
+
+def test_batches_are_padded_on_the_left(hugging_face):
+    assert hugging_face.padding_side == "left"
+
+
 # ---- folders that hold no tokenizer of ours ----
 
 
@@ -124,6 +133,23 @@ def test_file_that_is_no_tokenizer_is_refused(content, tokenizer, tmp_path):
     tokenizer.save(tmp_path, 128)
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(UserError, match="not a tokenizer file"):
+        ChatTokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("length", ["1024", [1024], -1, float("nan")])
+def test_length_that_is_no_number_of_tokens_is_refused(length, tokenizer, tmp_path):
+    tokenizer.save(tmp_path, length)
+    with pytest.raises(UserError, match="expected a number of tokens for model_max_length, found"):
+        print(ChatTokenizer(tmp_path).max_length)
+
+
+def test_tokenizer_that_changes_the_text_is_refused(tokenizer, tmp_path):
+    tokenizer.save(tmp_path, 128)
+    stored = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))
+    stored["normalizer"] = {"type": "Lowercase"}
+    stored["model"]["dropout"] = 0.1
+    (tmp_path / "tokenizer.json").write_text(json.dumps(stored), encoding="utf-8")
+    with pytest.raises(UserError, match="found normalizer .*Lowercase.* and dropout 0.1, expected none"):
         ChatTokenizer(tmp_path)
 
 

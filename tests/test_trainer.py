@@ -14,7 +14,7 @@ from conftest import small_run, tiny_model, trained, weights_of
 
 from Config import TrainConfig
 from dataset import Batch, PackedRows
-from infra.checkpoint import read_json
+from infra.config_json import read_json
 from infra.distributed import Process
 from infra.loss import chunked_cross_entropy
 from infra.metrics import read_metrics

@@ -9,6 +9,7 @@ are the same.
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from infra.cli import UserError, make_parser, run_script
 from infra.files import write_atomically
 from infra.tokenizer import BOS, EOS, PAD, TAGS, ChatTokenizer
 from model import WeakWater
+
+MARKERS = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # of what is trained on, which few engines know
 
 
 def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -42,7 +45,7 @@ def export_gguf(folder: str | Path, path: str | Path, half: bool = False) -> Pat
 
     def write(temporary):
         writer = gguf.GGUFWriter(temporary, "llama")
-        add_shape(writer, model.config)
+        add_shape(writer, model.config, tokenizer.max_length)
         writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
         add_tokenizer(writer, tokenizer, gguf.TokenType)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
@@ -56,9 +59,9 @@ def export_gguf(folder: str | Path, path: str | Path, half: bool = False) -> Pat
     return Path(path)
 
 
-def add_shape(writer, config) -> None:
+def add_shape(writer, config, trained_length: int) -> None:
     writer.add_name("WeakWater")
-    writer.add_context_length(config.max_position_embeddings)
+    writer.add_context_length(min(trained_length, config.max_position_embeddings))
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -84,7 +87,7 @@ def add_tokenizer(writer, tokenizer: ChatTokenizer, types) -> None:
     writer.add_eos_token_id(EOS)
     writer.add_pad_token_id(PAD)
     writer.add_add_bos_token(False)  # the chat template writes it
-    writer.add_chat_template(tokenizer.about.get("chat_template", CHAT_TEMPLATE))
+    writer.add_chat_template(MARKERS.sub("", tokenizer.about.get("chat_template", CHAT_TEMPLATE)))
 
 
 def add_weights(writer, model: WeakWater, names, half: bool) -> None:
