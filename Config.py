@@ -73,9 +73,7 @@ class TrainConfig(Flags):
     out_dir: str = flag("out/pretrain", "where the checkpoint goes")
     cache_dir: str = flag("", "where token caches go (default: beside the data)")
     epochs: int = flag(1, "passes over the data", above=0)
-    max_steps: int = flag(
-        0, "stop after so many steps, the schedule ending there (0: after the epochs)", least=0
-    )
+    max_steps: int = flag(0, "stop, and end the schedule, after so many steps (0: after the epochs)", least=0)
     batch_size: int = flag(80, "rows in one micro-batch", above=0)
     accumulation_steps: int = flag(1, "micro-batches in one step, summed over all processes", above=0)
     max_seq_len: int = flag(512, "tokens in one row", least=SHORTEST_ROW)
@@ -86,9 +84,7 @@ class TrainConfig(Flags):
     min_lr_ratio: float = flag(0.1, "the floor of the cosine, as a fraction of the peak", least=0, most=1)
     weight_decay: float = flag(0.1, "decay of the matrices and the embedding", least=0)
     grad_clip: float = flag(1.0, "largest norm of the gradient", above=0)
-    dtype: str = flag(
-        "auto", "of products (auto: bf16 where that is fast, else fp16 on CUDA, else fp32)", choices=DTYPES
-    )
+    dtype: str = flag("auto", "of products (auto: bf16 if fast, else fp16 on CUDA, or fp32)", choices=DTYPES)
     device: str = flag("", DEVICES_HELP)
     compile: bool = flag(None, "torch.compile (default: on CUDA, and in long runs on a CPU)")
     num_workers: int = flag(0, "processes that prepare batches", least=0)

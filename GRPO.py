@@ -137,7 +137,8 @@ def main(argv=None):
     config = replace(config, init_from=str(start))
     if config.num_workers:
         raise UserError(f"--num_workers ({config.num_workers}) must be 0: the model itself makes the rows")
-    model, tokenizer = WeakWater.from_pretrained(start), ChatTokenizer(config.tokenizer or start)
+    model = WeakWater.from_pretrained(start, config.max_seq_len)
+    tokenizer = ChatTokenizer(config.tokenizer or start)
     check_run(config, model, tokenizer)
     reference, validation = load_rows(config, tokenizer, "conversations")
     rows, probed = SampledRows(model, reference, config), first_questions(validation, PROBED)

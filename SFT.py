@@ -26,7 +26,8 @@ RECIPE = TrainConfig(
 def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
     start = find_checkpoint([config.init_from], "run pretrain.py first, or pass --init_from")
-    model, tokenizer = WeakWater.from_pretrained(start), ChatTokenizer(config.tokenizer or start)
+    model = WeakWater.from_pretrained(start, config.max_seq_len)
+    tokenizer = ChatTokenizer(config.tokenizer or start)
     check_run(config, model, tokenizer)
     rows, validation = load_rows(config, tokenizer, "conversations")
     return train(model, rows, config, validation)

@@ -41,7 +41,8 @@ def main(argv=None):
     folders = [config.init_from] if config.init_from else SFT_FOLDERS
     start = find_checkpoint(folders, "run SFT.py first, or pass --init_from")
     config = replace(config, init_from=str(start))
-    model, tokenizer = WeakWater.from_pretrained(start), ChatTokenizer(config.tokenizer or start)
+    model = WeakWater.from_pretrained(start, config.max_seq_len)
+    tokenizer = ChatTokenizer(config.tokenizer or start)
     check_run(config, model, tokenizer)
     rows, validation = load_rows(config, tokenizer, "conversations")
     probe = partial(score, tokenizer=tokenizer, questions=first_questions(validation, PROBED))

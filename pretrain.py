@@ -19,7 +19,7 @@ RECIPE = TrainConfig(stage="pretrain", data_path="pretrain.jsonl", out_dir="out/
 
 def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
-    model = WeakWater.from_pretrained(config.init_from) if config.init_from else None
+    model = WeakWater.from_pretrained(config.init_from, config.max_seq_len) if config.init_from else None
     tokenizer = ChatTokenizer(config.tokenizer or config.init_from or "WeakWater_tokenizer")
     if model is None:
         torch.manual_seed(config.seed)

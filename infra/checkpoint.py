@@ -1,7 +1,7 @@
 """Checkpoints as Hugging Face Llama folders, read and written; what is wrong with one that does not fit."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -23,9 +23,11 @@ SAMPLED = {"temperature": 0.7, "top_p": 0.9, "max_new_tokens": 512}  # a reply, 
 def save_model(model, folder: str | Path, tokenizer=None, context=None, is_finished=True) -> None:
     """Write a Llama checkpoint that transformers loads; with a ChatTokenizer, its files too.
 
-    context: tokens in the rows trained on; is_finished: False while the training run goes on.
+    context: tokens in the rows trained on, all that the checkpoint promises (default: the model's);
+    is_finished: False while the training run goes on.
     """
-    folder, config = Path(folder), model.config
+    folder, most = Path(folder), model.config.max_position_embeddings
+    config = replace(model.config, max_position_embeddings=min(context or most, most))
     folder.mkdir(parents=True, exist_ok=True)
     if not is_finished:  # first, so that a crash cannot leave these weights marked as finished
         write_config(folder, config, tokenizer, is_finished)
@@ -43,9 +45,10 @@ def save_model(model, folder: str | Path, tokenizer=None, context=None, is_finis
         write_config(folder, config, tokenizer, is_finished)
 
 
-def load_model(model_class, folder: str | Path):
+def load_model(model_class, folder: str | Path, row_length=0):
     """A `model_class(config)` with the weights in a folder, in one file or in shards, of whatever float type.
 
+    row_length: of the rows that it is to be trained on, where they are longer than those it was trained on.
     Raises FileNotFoundError or UserError unless every tensor is there and fits.
     """
     paths = weight_files(folder)
@@ -59,6 +62,7 @@ def load_model(model_class, folder: str | Path):
         except SafetensorError as error:
             advice = "copy it again, or let the training run that wrote it do so anew with --resume"
             raise UserError(f"{path}: not a whole safetensors file ({error}): {advice}") from None
+    config = replace(config, max_position_embeddings=max(row_length, config.max_position_embeddings))
     check_tensors(paths[0], tensors, config, model_class)
     model = model_class(config)
     model.load_state_dict(tensors)
@@ -144,7 +148,7 @@ def check_out_dir(folder: str | Path, model_config: LLMConfig, tokenizer: ChatTo
         return
     advice = "pass another --out_dir, or delete it"
     stored, here = asdict(read_config(folder)), asdict(model_config)
-    for name in here:
+    for name in here.keys() - {"max_position_embeddings"}:  # of the rows, which may be longer or shorter
         if stored[name] != here[name]:
             found = f"{folder} holds another model's checkpoint ({name} {stored[name]}, here {here[name]})"
             raise UserError(f"{found}: {advice}")

@@ -86,6 +86,17 @@ def test_transformers_samples_a_whole_reply_as_our_chat_does(tmp_path):
     assert theirs.do_sample and found == (RECIPE.temperature, RECIPE.top_p, RECIPE.max_new_tokens)
 
 
+def test_checkpoint_promises_the_rows_it_was_trained_on_and_can_be_trained_on_longer_ones(tmp_path):
+    model = tiny_model()
+    save_model(model, tmp_path, context=64)
+    assert read_config(tmp_path) == replace(model.config, max_position_embeddings=64)
+    assert WeakWater.from_pretrained(tmp_path, 32).config.max_position_embeddings == 64
+    longer = WeakWater.from_pretrained(tmp_path, 200)
+    assert longer.config.max_position_embeddings == 200
+    with torch.no_grad():
+        torch.testing.assert_close(longer(IDS), model(IDS))
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_model_that_was_saved_and_loaded_has_the_same_weights(tied, tmp_path):
     model = tiny_model(tie_word_embeddings=tied)
