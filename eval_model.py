@@ -5,8 +5,9 @@ Talk with the pretrained (0), SFT (1), distilled (2) or rewarded (3) model, or l
     python eval_model.py --model_mode 2 --prompt "小明有345个苹果，又买了278个，一共有多少个？"
     python eval_model.py --model_mode 2 --score r1_test.jsonl
 
-Mode 0 has not learned to converse: it continues the text that it is given. Mode 1 takes the newest finished
-one of out/SFT_1024 and out/SFT. Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D exits.
+--score also takes texts, whose loss it tells, and multiple choice: {"question", "choices", "answer"}. Mode 0
+has not learned to converse: it continues texts. Mode 1 takes the newest finished one of out/SFT_1024 and
+out/SFT. Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D exits.
 """
 
 import sys
@@ -16,12 +17,12 @@ from functools import partial
 
 from Config import DEVICES_HELP, SFT_FOLDERS
 from dataset import prompt_ids
-from generate import Sampling, score, stream
+from generate import Sampling, judged_replies, stream
 from infra.checkpoint import SAMPLED, check_vocabulary, find_checkpoint
 from infra.cli import UserError, flag, parse_args, run_script, visible
 from infra.device import pick_device
 from infra.history import fit
-from infra.questions import read_questions
+from infra.scores import report, score_file
 from infra.terminal import as_text, print_stream, typed_lines
 from infra.tokenizer import BOS, ChatTokenizer
 from model import WeakWater
@@ -39,6 +40,7 @@ class EvalConfig(Sampling):
     model_dir: str = flag("", "the checkpoint's folder (default: the mode's, out/pretrain, ...)")
     prompt: str = flag(None, "answer this and exit")
     score: str = flag("", "answer a JSONL file's questions, print the share of right answers, and exit")
+    score_out: str = flag("", "a JSON file for what became of each question of --score")
     device: str = flag("", DEVICES_HELP)
 
 
@@ -89,9 +91,7 @@ def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
     model, tokenizer = load(config)
     if config.score:
-        questions = read_questions(config.score, partial(prompt_ids, tokenizer))
-        shown = score(model, tokenizer, questions, config.max_new_tokens, shows_progress=True).items()
-        print(f"questions {len(questions)}", *(f"{name} {share:.1%}" for name, share in shown), sep="\n")
+        report(*score_file(model, tokenizer, config, partial(prompt_ids, tokenizer), judged_replies), config)
         return
     greeting = GREETING if config.model_mode else f"{GREETING} This model continues texts."
     chat(model, tokenizer, typed_lines(greeting, config.prompt), config)

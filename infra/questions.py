@@ -1,5 +1,6 @@
 """Questions with a known answer, from rows or from a file, and how many of them replies get right."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -31,10 +32,14 @@ def first_questions(rows, most: int) -> list[Question]:
 
 
 def read_conversations(path: str | Path) -> Iterator[list[dict]]:
-    """The messages of each line of a JSONL file. Raises UserError at a bad line."""
+    return read_all(path, "conversations")
+
+
+def read_all(path: str | Path, field: str) -> Iterator:
+    """The messages, or the text, of each line of a JSONL file. Raises UserError at a bad line."""
     for number, line in numbered_lines(check_file(path)):
         try:
-            yield parse_line(line, "conversations")
+            yield parse_line(line, field)
         except UserError as error:
             raise UserError(f"{path}:{number}: {error}") from None
 
@@ -59,3 +64,11 @@ def judge(replies: Iterable[str], questions: list[Question]) -> list[dict]:
         {"reply": reply, "is_right": is_right(reply, expected), "is_well_formed": is_well_formed(reply)}
         for reply, (_, expected) in zip(replies, questions, strict=True)
     ]
+
+
+def interval(share: float, count: int) -> list[float]:
+    """The 95% interval of a share of `count` (Wilson 1927)."""
+    z = 1.96
+    middle = share + z * z / (2 * count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return [abs(round(bound / (1 + z * z / count), 4)) for bound in (middle - half, middle + half)]

@@ -26,7 +26,7 @@ from tools.full_run import (
     typical,
 )
 from tools.full_run_data import gather, hold_out, reason, word_problems
-from tools.full_run_results import compared, interval, signs_test, tables, texts
+from tools.full_run_results import compared, signs_test, tables, texts
 from tools.worked_r1 import use_of
 
 # ---- files ----
@@ -261,12 +261,6 @@ def test_typical_leaves_out_what_compiled_and_averages_the_end():
 
 
 # ---- results ----
-
-
-def test_interval_is_the_one_worked_out_by_hand():
-    # 50 of 100: the middle stays, half is 1.96 sqrt(0.25/100 + 1.96^2/40000) / (1 + 1.96^2/100) = 0.09617
-    assert interval(0.5, 100) == [0.4038, 0.5962]
-    assert interval(0.0, 10)[0] == 0 and interval(1.0, 10)[1] == 1
 
 
 def test_signs_test_is_the_one_worked_out_by_hand():

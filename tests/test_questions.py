@@ -9,7 +9,7 @@ from conftest import conversation, write_jsonl
 
 from dataset import PackedRows, open_tokens, prompt_ids
 from infra.cli import UserError
-from infra.questions import first_questions, judge, read_questions
+from infra.questions import first_questions, interval, judge, read_questions
 
 REASONED = "<think>3+4=7</think>\n<answer>一共7个。</answer>"
 DOCUMENTS = [
@@ -83,3 +83,9 @@ def test_replies_are_judged_in_the_order_of_the_questions():
 def test_replies_without_their_question_are_a_bug():
     with pytest.raises(ValueError):
         judge(["a"], [])
+
+
+def test_interval_is_the_one_worked_out_by_hand():
+    # 50 of 100: the middle stays, half is 1.96 sqrt(0.25/100 + 1.96^2/40000) / (1 + 1.96^2/100) = 0.09617
+    assert interval(0.5, 100) == [0.4038, 0.5962]
+    assert interval(0.0, 10)[0] == 0 and interval(1.0, 10)[1] == 1

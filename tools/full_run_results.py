@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from infra.files import write_text
+from infra.questions import interval
 from infra.scoring import is_right, is_well_formed
 from tools.full_run_grades import QUESTIONS
 from tools.ladder import VOTES
@@ -33,14 +34,6 @@ CHARTS = {
     "GRPO": "charts_GRPO",
 }
 MOST_SHOWN = 300  # characters of a reply in experiments.md; report.json has all
-
-
-def interval(share: float, count: int) -> list[float]:
-    """The 95% interval of a share of `count` (Wilson 1927)."""
-    z = 1.96
-    middle = share + z * z / (2 * count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return [abs(round(bound / (1 + z * z / count), 4)) for bound in (middle - half, middle + half)]
 
 
 def signs_test(won: int, lost: int) -> float:

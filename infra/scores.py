@@ -1,0 +1,48 @@
+"""What a file says of a model: right answers to questions, the likeliest choices, or the loss of texts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from infra.choices import has_choices, score_choices
+from infra.files import write_json
+from infra.jsonl import detect_field
+from infra.likelihood import text_loss
+from infra.questions import read_all, read_questions
+from infra.scoring import shares
+from infra.tokenizer import BOS
+
+IN_NATS = ("loss", "perplexity", "bits_per_byte")  # the other fractions are shares
+
+
+def score_file(model, tokenizer, config, to_prompt: Callable, judged_replies: Callable) -> tuple[dict, list]:
+    """({name: number}, what became of each question) of a file of conversations, choices or texts.
+
+    config: an EvalConfig; to_prompt: messages -> the ids of a prompt; judged_replies: generate's.
+    """
+    path, is_base = config.score, config.model_mode == 0  # a base model continues the text of a question
+
+    def ask(text: str) -> list[int]:
+        return [BOS, *tokenizer.encode(text)] if is_base else to_prompt([{"role": "user", "content": text}])
+
+    if has_choices(path):
+        return score_choices(model, tokenizer, path, ask, space=" " if is_base else "")
+    if detect_field(path) == "text":
+        return text_loss(model, tokenizer, list(read_all(path, "text")), shows_progress=True), []
+    questions = read_questions(path, to_prompt)
+    judged = judged_replies(model, tokenizer, questions, config.max_new_tokens, shows_progress=True)
+    asked = [{"expected": expected, **one} for one, (_, expected) in zip(judged, questions)]
+    return {"questions": len(judged), **shares(judged)}, asked
+
+
+def report(found: dict, items: list, config) -> None:
+    """Print lines such as `questions 3`, `by_letter 25.0%`, `by_letter_95 22.7% to 27.4%`, `loss 3.2141`;
+    write all that was found, item by item, to the JSON file --score_out, if it is given."""
+    for name, value in found.items():
+        if isinstance(value, int):
+            print(name, value)
+        elif isinstance(value, list):
+            print(name, "{:.1%} to {:.1%}".format(*value))
+        else:
+            print(name, f"{value:.4f}" if name in IN_NATS else f"{value:.1%}")
+    if config.score_out:
+        write_json(Path(config.score_out), {"file": config.score, **found, "items": items})
