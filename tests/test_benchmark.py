@@ -16,15 +16,8 @@ from infra.checkpoint import save_model
 from infra.cli import UserError
 from model import WeakWater, document_mask
 from tools import gpu_report
-from tools.benchmark import (
-    CANDIDATES,
-    BenchmarkConfig,
-    candidates,
-    generate_ours,
-    measure,
-    train_ours,
-    unpack,
-)
+from tools.benchmark import CANDIDATES, candidates, measure
+from tools.measures import BenchmarkConfig, generate_ours, train_ours, unpack
 from tools.peers import Peer, train_with_adamw, transformers_generator
 
 ROOT = Path(__file__).resolve().parents[1]
