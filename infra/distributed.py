@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from infra.cli import UserError
 from infra.device import pick_device
+from infra.locks import alone_in
 
 
 @dataclass(frozen=True)
@@ -31,16 +33,21 @@ def world_size() -> int:
 
 @contextmanager
 def processes(device: str, out_dir: str) -> Iterator[Process]:
-    """This process. Under torchrun it joins the others in a group; losing one of them raises UserError."""
-    device = pick_device(device)
+    """This process. Under torchrun it joins the others in a group; losing one of them raises UserError.
+
+    The first of them holds the lock of `out_dir`.
+    """
+    device, out_dir = pick_device(device), Path(out_dir)
     if world_size() == 1:
-        yield Process(0, 1, device)
+        with alone_in(out_dir):
+            yield Process(0, 1, device)
         return
     has_nccl = device.type == "cuda" and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo")
     rank = dist.get_rank()
     try:
-        yield Process(rank, dist.get_world_size(), device)
+        with nullcontext() if rank else alone_in(out_dir):
+            yield Process(rank, dist.get_world_size(), device)
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise

@@ -1,6 +1,7 @@
-"""A lock between processes, which the system releases when its holder dies."""
+"""Locks between processes, which the system releases when their holder dies."""
 
 import os
+import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,4 +35,28 @@ def locked(path: Path, what: str, is_done: Callable[[], bool]) -> Iterator[None]
         if is_done():
             with suppress(OSError):  # Windows deletes no open file
                 os.unlink(path)
+        lock.release()
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """This process alone writes into a folder. Raises UserError, which names the other, where one does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(folder / ".lock"), folder / ".lock.holder"
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        other = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
+        advice = "wait for it, or pass another --out_dir"
+        raise UserError(f"{folder}: {other} is training into it: {advice}") from None
+    except (OSError, NotImplementedError):  # some network disks have no locks
+        yield
+        return
+    try:
+        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        yield
+    finally:
+        for path in (holder, folder / ".lock"):
+            with suppress(OSError):  # Windows deletes no open file
+                path.unlink()
         lock.release()

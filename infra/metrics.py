@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import count
 from pathlib import Path
 
 from infra.cli import UserError
@@ -46,7 +47,8 @@ class Log:
             return
         for path in (self.path, self.path.with_name(STATE)):
             if path.is_file():
-                before = path.with_stem(path.stem + ".before")
+                copies = (path.with_stem(f"{path.stem}.before{number or ''}") for number in count())
+                before = next(copy for copy in copies if not copy.exists())
                 os.replace(path, before)
                 if path.name == STATE:
                     kept = f"the state of the one before is kept in {before}"

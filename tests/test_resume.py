@@ -268,6 +268,10 @@ def test_fresh_run_keeps_the_files_of_the_run_before(rows, config, capsys):
     assert (folder / "metrics.before.jsonl").read_bytes() == before["metrics.jsonl"]
     assert (folder / "training_state.before.pt").read_bytes() == before[STATE]
     assert f"kept in {folder / 'training_state.before.pt'}" in capsys.readouterr().out
+    second = (folder / STATE).read_bytes()
+    trained(rows, config, seed=10)
+    assert (folder / "training_state.before.pt").read_bytes() == before[STATE]
+    assert (folder / "training_state.before1.pt").read_bytes() == second
 
 
 def test_fresh_run_is_not_resumed_from_the_run_before(rows, config):
