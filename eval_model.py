@@ -91,8 +91,7 @@ def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
     model, tokenizer = load(config)
     if config.score:
-        report(*score_file(model, tokenizer, config, partial(prompt_ids, tokenizer), judged_replies), config)
-        return
+        return report(*score_file(model, tokenizer, config, prompt_ids, judged_replies), config)
     greeting = GREETING if config.model_mode else f"{GREETING} This model continues texts."
     chat(model, tokenizer, typed_lines(greeting, config.prompt), config)
 

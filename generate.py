@@ -93,17 +93,18 @@ def generate(model, prompts, sampling: Sampling, batch_size=0, shows_progress=Fa
     batch_size: 0 for as many as the device does well together.
     """
     batch_size = batch_size or sequences_together(model)
-    replies, end, shared = [[] for _ in prompts], model.config.eos_token_id, {}
-    room = model.config.max_position_embeddings - sampling.max_new_tokens
+    replies, end, shared = [None] * len(prompts), model.config.eos_token_id, {}
     with tqdm(total=len(prompts), unit="reply", disable=None if shows_progress else True, leave=False) as bar:
-        for chosen in batches_of_like_length([len(prompt) for prompt in prompts], room, batch_size):
+        for chosen in batches_of_like_length(list(map(len, prompts)), replies, batch_size):
             steps, before = [], bar.n
             for ids in stream(model, [prompts[number] for number in chosen], sampling, shared):
                 steps.append(ids)
                 bar.update(before + ids.count(end) - bar.n)
-            bar.update(before + len(chosen) - bar.n)
             for number, reply in zip(chosen, zip(*steps)):
-                replies[number] = list(reply[: reply.index(end)] if end in reply else reply)
+                is_whole = end in reply or len(reply) == sampling.max_new_tokens
+                if is_whole or len(prompts[number]) == len(prompts[chosen[-1]]):  # else that one cut it short
+                    replies[number] = list(reply[: reply.index(end)] if end in reply else reply)
+            bar.update(before + sum(replies[number] is not None for number in chosen) - bar.n)
     return replies
 
 

@@ -10,6 +10,7 @@ Shapes: B sequences, C hidden size, H query heads, K key/value heads, D head siz
 import math
 import platform
 from collections.abc import Iterator
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -126,13 +127,13 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and has_operators and is_x86
 
 
-def batches_of_like_length(lengths: list[int], room: int, batch_size: int) -> Iterator[list[int]]:
-    """Numbers of the prompts that share a batch; one longer than `room` would shorten others' replies."""
-    batch = []
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) == batch_size or lengths[number] > max(room, lengths[batch[0]])):
-            yield batch
-            batch = []
-        batch.append(number)
-    if batch:
-        yield batch
+def batches_of_like_length(lengths: list[int], replies: list, batch_size: int) -> Iterator[list[int]]:
+    """Numbers of the prompts that share a batch, then of those that still have no reply: only among prompts
+    of their own length."""
+    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for start in range(0, len(by_length), batch_size):
+        yield by_length[start : start + batch_size]
+    for _, same in groupby((n for n in by_length if replies[n] is None), key=lengths.__getitem__):
+        same = list(same)
+        for start in range(0, len(same), batch_size):
+            yield same[start : start + batch_size]

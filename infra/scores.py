@@ -1,6 +1,7 @@
 """What a file says of a model: right answers to questions, the likeliest choices, or the loss of texts."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from infra.choices import has_choices, score_choices
@@ -14,11 +15,12 @@ from infra.tokenizer import BOS
 IN_NATS = ("loss", "perplexity", "bits_per_byte")  # the other fractions are shares
 
 
-def score_file(model, tokenizer, config, to_prompt: Callable, judged_replies: Callable) -> tuple[dict, list]:
+def score_file(model, tokenizer, config, prompt_ids: Callable, judged_replies: Callable) -> tuple[dict, list]:
     """({name: number}, what became of each question) of a file of conversations, choices or texts.
 
-    config: an EvalConfig; to_prompt: messages -> the ids of a prompt; judged_replies: generate's.
+    config: an EvalConfig; prompt_ids: dataset's; judged_replies: generate's.
     """
+    to_prompt = partial(prompt_ids, tokenizer)
     path, is_base = config.score, config.model_mode == 0  # a base model continues the text of a question
 
     def ask(text: str) -> list[int]:

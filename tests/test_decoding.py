@@ -160,15 +160,21 @@ def test_replies_that_have_ended_leave_the_batch_once_they_are_half_of_it():
 
 
 @pytest.mark.parametrize(
-    "lengths, room, size, expected",
+    "lengths, cut_short, size, expected",
     [
-        ([2, 101, 3, 111, 111], 68, 9, [[0, 2], [1], [3, 4]]),
-        ([5, 1, 3], 68, 2, [[1, 2], [0]]),
-        ([70, 70, 69], 68, 9, [[2], [0, 1]]),
-        ([], 68, 9, []),
+        ([2, 101, 3, 111, 111], {0, 2}, 9, [[0, 2, 1, 3, 4], [0], [2]]),
+        ([4, 70, 4, 4], {0, 2, 3}, 2, [[0, 2], [3, 1], [0, 2], [3]]),
+        ([5, 1, 3], set(), 2, [[1, 2], [0]]),
+        ([], set(), 9, []),
     ],
 )
-def test_prompts_of_like_length_share_a_batch_and_one_beyond_the_room_shortens_no_other(
-    lengths, room, size, expected
+def test_prompts_of_like_length_share_a_batch_and_what_a_longer_one_cut_short_is_done_again(
+    lengths, cut_short, size, expected
 ):
-    assert list(batches_of_like_length(lengths, room, size)) == expected
+    replies, found = [None] * len(lengths), []
+    for batch in batches_of_like_length(lengths, replies, size):
+        for number in batch:
+            replies[number] = None if number in cut_short else "a reply"
+        cut_short = cut_short.difference(batch)
+        found.append(batch)
+    assert found == expected
