@@ -43,7 +43,8 @@ def own_replies(model, tokenizer, conversations: list, count: int, sampling: Sam
     """
     asked = [first_turn(messages) for messages in conversations]
     prompts = [prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question, _ in asked]
-    room = model.config.max_position_embeddings - sampling.max_new_tokens
+    context = model.config.max_position_embeddings
+    room = context - min(sampling.max_new_tokens, context // 2)
     chosen = [number for number, prompt in enumerate(prompts) if len(prompt) <= room for _ in range(count)]
     replies = generate(model, [prompts[number] for number in chosen], sampling, shows_progress=True)
     return kept([asked[number] for number in chosen], list(map(tokenizer.decode, replies)))
