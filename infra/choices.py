@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 from infra.cli import UserError
-from infra.jsonl import check_file, numbered_lines, shorten
+from infra.jsonl import BadLine, check_file, check_text, numbered_lines, shorten
 from infra.likelihood import log_likelihoods
 from infra.questions import interval
 
@@ -38,19 +38,24 @@ def read_choices(path: str | Path) -> list[dict]:
     """The questions of a JSONL file. Raises UserError at a line that is none."""
     found = []
     for number, line in numbered_lines(check_file(path)):
-        item = parsed(line)
-        if not is_question(item):
-            raise UserError(f"{path}:{number}: expected {EXPECTED}, found {shorten(line)}")
-        found.append(item)
+        found.append(parsed(line))
+        try:
+            check_question(found[-1], line)
+        except BadLine as error:
+            raise UserError(f"{path}:{number}: {error}") from None
     return found
 
 
-def is_question(item) -> bool:
-    if not isinstance(item, dict) or not isinstance(item.get("choices"), list):
-        return False
-    texts, answer = [item.get("question"), *item["choices"]], item.get("answer")
-    is_known = type(answer) is int and 0 <= answer < len(item["choices"])
-    return is_known and len(texts) in range(3, 12) and all(isinstance(one, str) and one for one in texts)
+def check_question(item, line: bytes) -> None:
+    """Raises BadLine unless `item`, the JSON of a line, is a question with choices."""
+    choices, answer = (item.get(name) for name in ("choices", "answer")) if isinstance(item, dict) else (0, 0)
+    is_list = isinstance(choices, list) and 2 <= len(choices) <= len(LETTERS)
+    texts = [item.get("question"), *choices] if is_list else [None]
+    is_known = type(answer) is int and is_list and 0 <= answer < len(choices)
+    if not is_known or not all(isinstance(text, str) for text in texts):
+        raise BadLine("no question", f"expected {EXPECTED}, found {shorten(line)}")
+    for text in texts:
+        check_text(text, "the question and its choices")
 
 
 def score_choices(model, tokenizer, path, ask: Callable[[str], list[int]], space="") -> tuple[dict, list]:

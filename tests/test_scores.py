@@ -128,7 +128,6 @@ BROKEN = [
     {"question": "a", "choices": ["b", "c"], "answer": True},
     {"question": "a", "choices": ["b"], "answer": 0},
     {"question": "a", "choices": ["b"] * 11, "answer": 0},
-    {"question": "a", "choices": ["b", ""], "answer": 0},
     {"question": "a", "choices": ["b", 3], "answer": 0},
     {"question": "a", "choices": "bc", "answer": 0},
     {"choices": ["b", "c"], "answer": 0},
@@ -140,4 +139,12 @@ BROKEN = [
 def test_line_that_is_no_question_is_named(item, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [QUESTIONS[0], item])
     with pytest.raises(UserError, match=r'a.jsonl:2: expected \{"question": a text, .*, found [\{\[]'):
+        read_choices(path)
+
+
+@pytest.mark.parametrize("text, found", [(" ", "found none"), ("\ud800", "found half of a surrogate pair")])
+def test_text_that_is_none_is_named(text, found, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "a", "choices": ["b", text], "answer": 0}))
+    with pytest.raises(UserError, match=f"a.jsonl:1: expected .* in the question and its choices, {found}"):
         read_choices(path)
