@@ -148,8 +148,8 @@ def check_out_dir(folder: str | Path, model_config: LLMConfig, tokenizer: ChatTo
         return
     advice = "pass another --out_dir, or delete it"
     stored, here = asdict(read_config(folder)), asdict(model_config)
-    for name in here.keys() - {"max_position_embeddings"}:  # of the rows, which may be longer or shorter
-        if stored[name] != here[name]:
+    for name in here:
+        if name != "max_position_embeddings" and stored[name] != here[name]:  # rows may be longer or shorter
             found = f"{folder} holds another model's checkpoint ({name} {stored[name]}, here {here[name]})"
             raise UserError(f"{found}: {advice}")
     try:
