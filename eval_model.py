@@ -40,7 +40,7 @@ class EvalConfig(Sampling):
     model_dir: str = flag("", "the checkpoint's folder (default: the mode's, out/pretrain, ...)")
     prompt: str = flag(None, "answer this and exit")
     score: str = flag("", "answer a JSONL file's questions, print the share of right answers, and exit")
-    score_out: str = flag("", "a JSON file for what became of each question of --score")
+    score_out: str = flag("", "a JSON file for what --score finds, line by line")
     device: str = flag("", DEVICES_HELP)
 
 

@@ -5,7 +5,7 @@ temperature 0 each reply is what it would be alone; sampled replies share one ra
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from tqdm import tqdm
@@ -92,19 +92,23 @@ def generate(model, prompts, sampling: Sampling, batch_size=0, shows_progress=Fa
 
     batch_size: 0 for as many as the device does well together.
     """
-    batch_size = batch_size or sequences_together(model)
-    replies, end, shared = [None] * len(prompts), model.config.eos_token_id, {}
+    batch_size, unfinished = batch_size or sequences_together(model), set(range(len(prompts)))
+    replies, end, shared = [[] for _ in prompts], model.config.eos_token_id, {}
     with tqdm(total=len(prompts), unit="reply", disable=None if shows_progress else True, leave=False) as bar:
-        for chosen in batches_of_like_length(list(map(len, prompts)), replies, batch_size):
-            steps, before = [], bar.n
-            for ids in stream(model, [prompts[number] for number in chosen], sampling, shared):
+        for chosen in batches_of_like_length(prompts, replies, unfinished, batch_size):
+            left = sampling.max_new_tokens - len(replies[chosen[0]])  # some were cut short by a longer prompt
+            asked, steps, before = [prompts[number] + replies[number] for number in chosen], [], bar.n
+            for ids in stream(model, asked, replace(sampling, max_new_tokens=left), shared):
                 steps.append(ids)
                 bar.update(before + ids.count(end) - bar.n)
-            for number, reply in zip(chosen, zip(*steps)):
-                is_whole = end in reply or len(reply) == sampling.max_new_tokens
-                if is_whole or len(prompts[number]) == len(prompts[chosen[-1]]):  # else that one cut it short
-                    replies[number] = list(reply[: reply.index(end)] if end in reply else reply)
-            bar.update(before + sum(replies[number] is not None for number in chosen) - bar.n)
+            for number, more in zip(chosen, zip(*steps)):
+                replies[number] += more[: more.index(end)] if end in more else more
+                full = min(
+                    sampling.max_new_tokens, model.config.max_position_embeddings - len(prompts[number])
+                )
+                if end in more or len(replies[number]) == full:
+                    unfinished.discard(number)
+            bar.update(before + len(set(chosen) - unfinished) - bar.n)
     return replies
 
 

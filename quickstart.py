@@ -118,11 +118,8 @@ def print_conversations(stages: dict[str, Stage], folder: Path, config: Quicksta
         print(f"\n--- {name}")
         for question in QUESTIONS if stage.start else [BEGINNING]:
             print(f"> {question}")
-            flags = [
-                f"--model_mode={mode}",
-                f"--model_dir={folder / stage.folder}",
-                f"--device={config.device}",
-            ]
+            where = f"--model_dir={folder / stage.folder}"
+            flags = [f"--model_mode={mode}", where, f"--device={config.device}"]
             eval_model.main(["--temperature=0", "--max_new_tokens=256", f"--prompt={question}", *flags])
 
 

@@ -38,7 +38,10 @@ def save_model(model, folder: str | Path, tokenizer=None, context=None, is_finis
     content = save(tensors, metadata={"format": "pt"})
     write_atomically(folder / WEIGHTS, lambda path: path.write_bytes(content))
     ids = {name: getattr(config, name) for name in IDS}
-    write_json(folder / "generation_config.json", {**ids, "do_sample": True, **SAMPLED})
+    room = min(SAMPLED["max_new_tokens"], config.max_position_embeddings // 2)  # half is the prompt's
+    write_json(
+        folder / "generation_config.json", {**ids, "do_sample": True, **SAMPLED, "max_new_tokens": room}
+    )
     if tokenizer is not None:
         tokenizer.save(folder, context)
     if is_finished:
@@ -63,7 +66,7 @@ def load_model(model_class, folder: str | Path, row_length=0):
             advice = "copy it again, or let the training run that wrote it do so anew with --resume"
             raise UserError(f"{path}: not a whole safetensors file ({error}): {advice}") from None
     config = replace(config, max_position_embeddings=max(row_length, config.max_position_embeddings))
-    check_tensors(paths[0], tensors, config, model_class)
+    check_tensors(paths[0] if len(paths) == 1 else Path(folder), tensors, config, model_class)
     model = model_class(config)
     model.load_state_dict(tensors)
     return model
@@ -75,10 +78,10 @@ def weight_files(folder: str | Path) -> list[Path]:
     if whole.is_file() or not index.is_file():
         return [whole]
     named = read_json(folder, SHARDS).get("weight_map")
-    names = set(named.values()) if isinstance(named, dict) else set()
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+    names = list(named.values()) if isinstance(named, dict) else []
+    if not names or not all(isinstance(name, str) and name and Path(name).name == name for name in names):
         raise UserError(f"{index}: expected the names of files in its folder under weight_map")
-    return [whole.with_name(name) for name in sorted(names)]
+    return [whole.with_name(name) for name in sorted(set(names))]
 
 
 def check_tensors(path: Path, tensors: dict, config: LLMConfig, model_class) -> None:
@@ -86,6 +89,12 @@ def check_tensors(path: Path, tensors: dict, config: LLMConfig, model_class) -> 
     layers = len({name.split(".")[2] for name in tensors if name.startswith("model.layers.")})
     if layers != config.num_hidden_layers:
         raise UserError(f"{path}: found {layers} layers, config.json asks for {config.num_hidden_layers}")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            advice = "quantized weights cannot be read; export them without"
+            raise UserError(f"{path}: found {name} of {tensor.dtype}, expected floats: {advice}")
+        if not tensor.isfinite().all():
+            raise UserError(f"{path}: found NaN or infinity in {name}: the training that wrote it diverged")
     embedding = tensors.get(EMBEDDING)
     if config.tie_word_embeddings and embedding is not None:
         tensors.setdefault(HEAD, embedding)
@@ -98,11 +107,6 @@ def check_tensors(path: Path, tensors: dict, config: LLMConfig, model_class) -> 
         found, wanted = (tuple(some[name].shape) if name in some else None for some in (tensors, expected))
         if found != wanted:
             raise UserError(f"{path}: found {name} {found}, config.json asks for {wanted}")
-        if tensors[name].dtype not in FLOATS:
-            advice = "quantized weights cannot be read; export them without"
-            raise UserError(f"{path}: found {name} of {tensors[name].dtype}, expected floats: {advice}")
-        if not tensors[name].isfinite().all():
-            raise UserError(f"{path}: found NaN or infinity in {name}: the training that wrote it diverged")
 
 
 def has_checkpoint(folder: str | Path) -> bool:

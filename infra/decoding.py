@@ -127,13 +127,19 @@ def can_pack() -> bool:
     return torch.backends.mkldnn.is_available() and has_operators and is_x86
 
 
-def batches_of_like_length(lengths: list[int], replies: list, batch_size: int) -> Iterator[list[int]]:
-    """Numbers of the prompts that share a batch, then of those that still have no reply: only among prompts
-    of their own length."""
-    by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for start in range(0, len(by_length), batch_size):
-        yield by_length[start : start + batch_size]
-    for _, same in groupby((n for n in by_length if replies[n] is None), key=lengths.__getitem__):
-        same = list(same)
-        for start in range(0, len(same), batch_size):
-            yield same[start : start + batch_size]
+def batches_of_like_length(
+    prompts: list, replies: list, unfinished: set[int], batch_size: int
+) -> Iterator[list[int]]:
+    """Numbers of the prompts that share a batch; then of those still `unfinished`, which a longer prompt
+    beside them cut short, by the lengths of prompt and reply."""
+
+    def lengths(number: int) -> tuple[int, int]:
+        return len(prompts[number]), len(replies[number])
+
+    yield from cut(sorted(unfinished, key=lengths), batch_size)
+    for _, alike in groupby(sorted(unfinished, key=lengths), lengths):
+        yield from cut(list(alike), batch_size)
+
+
+def cut(numbers: list[int], size: int) -> list[list[int]]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]

@@ -37,17 +37,24 @@ def processes(device: str, out_dir: str) -> Iterator[Process]:
 
     The first of them holds the lock of `out_dir`.
     """
-    device, out_dir = pick_device(device), Path(out_dir)
+    is_first = os.environ.get("RANK", "0") == "0"
+    with (
+        alone_in(Path(out_dir)) if is_first else nullcontext(),
+        joined(pick_device(device), out_dir) as process,
+    ):
+        yield process
+
+
+@contextmanager
+def joined(device: torch.device, out_dir: str) -> Iterator[Process]:
     if world_size() == 1:
-        with alone_in(out_dir):
-            yield Process(0, 1, device)
+        yield Process(0, 1, device)
         return
     has_nccl = device.type == "cuda" and dist.is_nccl_available()
     dist.init_process_group("cpu:gloo,cuda:nccl" if has_nccl else "gloo")
     rank = dist.get_rank()
     try:
-        with nullcontext() if rank else alone_in(out_dir):
-            yield Process(rank, dist.get_world_size(), device)
+        yield Process(rank, dist.get_world_size(), device)
     except RuntimeError as error:
         if not is_lost_connection(error):
             raise

@@ -37,17 +37,28 @@ def log_likelihoods(model, pairs: list[tuple[list[int], list[int]]], shows_progr
     return found
 
 
-def text_loss(model, tokenizer, texts: list[str], shows_progress=False) -> dict:
-    """{"tokens", "loss": nats per token, "perplexity", "bits_per_byte"} of texts, each with its end.
+def text_loss(model, tokenizer, texts: list[str], shows_progress=False) -> tuple[dict, list[dict]]:
+    """({"tokens", "loss": nats per token, "perplexity", "bits_per_byte"}, tokens and loss of each text).
 
-    As in training: a text longer than the context is cut, and no segment sees the one before it.
+    As in training: each text has its end, one longer than the context is cut, and no segment sees the one
+    before it.
     """
-    context, pairs = model.config.max_position_embeddings, []
-    for text in texts:
+    context, pairs, of_text = model.config.max_position_embeddings, [], []
+    for number, text in enumerate(texts):
         ids = [BOS, *tokenizer.encode(text), EOS]
         starts = range(0, len(ids) - 1, context)
         pairs += [(ids[start : start + 1], ids[start + 1 : start + 1 + context]) for start in starts]
-    nats, tokens = -sum(log_likelihoods(model, pairs, shows_progress)), sum(len(ids) for _, ids in pairs)
-    loss, num_bytes = nats / tokens, sum(len(text.encode()) for text in texts)
-    bits_per_byte = nats / math.log(2) / num_bytes
-    return {"tokens": tokens, "loss": loss, "perplexity": math.exp(loss), "bits_per_byte": bits_per_byte}
+        of_text += [number] * len(starts)
+    nats, tokens = [0.0] * len(texts), [0] * len(texts)
+    for number, (_, labels), found in zip(of_text, pairs, log_likelihoods(model, pairs, shows_progress)):
+        nats[number] -= found
+        tokens[number] += len(labels)
+    loss, bits = sum(nats) / sum(tokens), sum(nats) / math.log(2)
+    bits_per_byte = bits / sum(len(text.encode()) for text in texts)
+    total = {
+        "tokens": sum(tokens),
+        "loss": loss,
+        "perplexity": math.exp(loss),
+        "bits_per_byte": bits_per_byte,
+    }
+    return total, [{"tokens": count, "loss": one / count} for one, count in zip(nats, tokens)]

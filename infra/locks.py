@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from infra.cli import UserError
+from infra.files import named_disk_errors
 
 
 @contextmanager
@@ -41,7 +42,8 @@ def locked(path: Path, what: str, is_done: Callable[[], bool]) -> Iterator[None]
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """This process alone writes into a folder. Raises UserError, which names the other, where one does."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with named_disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / ".lock"), folder / ".lock.holder"
     try:
         lock.acquire(blocking=False)

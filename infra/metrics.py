@@ -32,9 +32,6 @@ class Log:
         self.interval_start = self.pause_start = time.perf_counter()
         self.interval_seconds = 0.0
         is_first = process.rank == 0
-        if is_first:
-            with named_disk_errors(self.path):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
         self.wandb = start_wandb(config) if is_first and config.use_wandb else None
 
     def print(self, text: str) -> None:
@@ -45,13 +42,16 @@ class Log:
         """A new run begins a new metrics.jsonl and is not resumed from the one before; its files are kept."""
         if self.process.rank > 0:
             return
-        for path in (self.path, self.path.with_name(STATE)):
-            if path.is_file():
-                copies = (path.with_stem(f"{path.stem}.before{number or ''}") for number in count())
-                before = next(copy for copy in copies if not copy.exists())
-                os.replace(path, before)
-                if path.name == STATE:
-                    kept = f"the state of the one before is kept in {before}"
+        files = (self.path, self.path.with_name(STATE))
+        copies = (
+            [file.with_stem(f"{file.stem}.before{number or ''}") for file in files] for number in count()
+        )
+        free = next(pair for pair in copies if not any(copy.exists() for copy in pair))
+        for file, copy in zip(files, free):
+            if file.is_file():
+                os.replace(file, copy)
+                if file.name == STATE:
+                    kept = f"the state of the one before is kept in {copy}"
                     self.print(f"without --resume this run starts anew; {kept}")
 
     def add(self, loss, weight: float, tokens: int) -> None:

@@ -95,7 +95,8 @@ def load_state(folder: str | Path, fingerprint: dict) -> dict | None:
         advice = "delete it to start anew" + (other if has_checkpoint(folder) else "")
         raise UserError(f"{path}: not a whole training state of this version: {advice}") from None
     for name, value in stored.items():
-        if value != fingerprint.get(name):
+        is_context = name == "model max_position_embeddings"  # at least max_seq_len, which is compared
+        if not is_context and value != fingerprint.get(name):
             found = f"the stopped run had {name} {value}, this one has {fingerprint.get(name)}"
             raise UserError(f"{path}: {found}: use the same, or leave out --resume to start anew")
     return state

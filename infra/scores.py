@@ -16,7 +16,7 @@ IN_NATS = ("loss", "perplexity", "bits_per_byte")  # the other fractions are sha
 
 
 def score_file(model, tokenizer, config, prompt_ids: Callable, judged_replies: Callable) -> tuple[dict, list]:
-    """({name: number}, what became of each question) of a file of conversations, choices or texts.
+    """({name: number}, what became of each line) of a file of conversations, choices or texts.
 
     config: an EvalConfig; prompt_ids: dataset's; judged_replies: generate's.
     """
@@ -29,7 +29,7 @@ def score_file(model, tokenizer, config, prompt_ids: Callable, judged_replies: C
     if has_choices(path):
         return score_choices(model, tokenizer, path, ask, space=" " if is_base else "")
     if detect_field(path) == "text":
-        return text_loss(model, tokenizer, list(read_all(path, "text")), shows_progress=True), []
+        return text_loss(model, tokenizer, list(read_all(path, "text")), shows_progress=True)
     questions = read_questions(path, to_prompt)
     judged = judged_replies(model, tokenizer, questions, config.max_new_tokens, shows_progress=True)
     asked = [{"expected": expected, **one} for one, (_, expected) in zip(judged, questions)]

@@ -162,19 +162,21 @@ def test_replies_that_have_ended_leave_the_batch_once_they_are_half_of_it():
 @pytest.mark.parametrize(
     "lengths, cut_short, size, expected",
     [
-        ([2, 101, 3, 111, 111], {0, 2}, 9, [[0, 2, 1, 3, 4], [0], [2]]),
-        ([4, 70, 4, 4], {0, 2, 3}, 2, [[0, 2], [3, 1], [0, 2], [3]]),
-        ([5, 1, 3], set(), 2, [[1, 2], [0]]),
-        ([], set(), 9, []),
+        ([2, 101, 3, 111, 111], {0: 7, 2: 8}, 9, [[0, 2, 1, 3, 4], [0], [2]]),
+        ([4, 70, 4, 4], {0: 5, 2: 5, 3: 5}, 2, [[0, 2], [3, 1], [0, 2], [3]]),
+        ([4, 70, 4], {0: 5, 2: 6}, 9, [[0, 2, 1], [0], [2]]),
+        ([5, 1, 3], {}, 2, [[1, 2], [0]]),
+        ([], {}, 9, []),
     ],
 )
-def test_prompts_of_like_length_share_a_batch_and_what_a_longer_one_cut_short_is_done_again(
+def test_prompts_of_like_length_share_a_batch_and_what_a_longer_one_cut_short_goes_on(
     lengths, cut_short, size, expected
 ):
-    replies, found = [None] * len(lengths), []
-    for batch in batches_of_like_length(lengths, replies, size):
+    prompts, replies, unfinished = [[1] * n for n in lengths], [[] for _ in lengths], set(range(len(lengths)))
+    found = []
+    for batch in batches_of_like_length(prompts, replies, unfinished, size):
         for number in batch:
-            replies[number] = None if number in cut_short else "a reply"
-        cut_short = cut_short.difference(batch)
+            replies[number] = [9] * cut_short.get(number, 0)
+        unfinished -= set(batch).difference(cut_short)
         found.append(batch)
     assert found == expected

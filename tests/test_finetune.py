@@ -1,6 +1,7 @@
 """A domain of one's own: the made-up shop, and LoRA by peft and trl from a checkpoint to a checkpoint."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -8,27 +9,26 @@ from conftest import tiny_model
 
 import eval_model
 from infra.checkpoint import save_model
+from infra.cli import UserError
 from infra.questions import read_conversations
-from infra.scoring import final_answer, is_right
+from infra.scoring import stated_answer
 from model import WeakWater
 from tools import lora, shop_data
 from tools.export_gguf import export_gguf
 from tools.shop_data import FACTS, PRODUCTS, shop_conversations
 
 
-def test_every_fact_is_learned_in_some_words_and_asked_in_others():
+def test_every_fact_is_a_number_learned_in_some_words_and_asked_in_others():
     learned, tested = shop_conversations(seed=0)
     assert (len(learned), len(tested)) == (200, len(PRODUCTS) + len(FACTS))
-    answers = {reply["content"] for _, reply in learned}
-    asked = {question["content"] for question, _ in learned}
+    answers, asked = (
+        Counter(reply["content"] for _, reply in learned),
+        {turn["content"] for turn, _ in learned},
+    )
     for question, reply in tested:
-        assert reply["content"] in answers and question["content"] not in asked
-        assert is_right(reply["content"], reply["content"]) and final_answer(reply["content"])
-
-
-def test_answers_to_the_shop_differ_in_their_numbers():
-    _, tested = shop_conversations(seed=0)
-    assert not is_right(tested[0][1]["content"], tested[1][1]["content"])
+        assert answers[reply["content"]] >= 4 and question["content"] not in asked
+    prices = [stated_answer(reply["content"]) for _, reply in tested[: len(PRODUCTS)]]
+    assert prices == list(PRODUCTS.values()) and len(set(prices)) == len(PRODUCTS)
 
 
 def test_seed_orders_the_conversations():
@@ -45,7 +45,7 @@ def test_merged_lora_is_a_checkpoint_that_has_learned(tokenizer, tmp_path, capsy
     shop = list(read_conversations(tmp_path / "shop.jsonl"))[:16]
     lines = (json.dumps({"conversations": turns}, ensure_ascii=False) for turns in shop)
     (tmp_path / "few.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    flags = "--epochs 30 --batch_size 4 --max_seq_len 128 --learning_rate 1e-2 --device cpu"
+    flags = "--epochs 30 --batch_size 4 --max_seq_len 128 --learning_rate 1e-2"
     lora.main(
         [f"--init_from={start}", f"--data_path={tmp_path / 'few.jsonl'}", f"--out_dir={out}", *flags.split()]
     )
@@ -59,7 +59,10 @@ def test_merged_lora_is_a_checkpoint_that_has_learned(tokenizer, tmp_path, capsy
     assert export_gguf(out, tmp_path / "model.gguf").is_file()
 
 
-def test_lora_into_the_folder_that_it_starts_from_is_refused(tmp_path):
+def test_lora_from_what_is_no_checkpoint_or_into_it_is_refused(tokenizer, tmp_path):
     pytest.importorskip("trl", reason="needs pip install peft trl")
-    with pytest.raises(lora.UserError, match="--init_from and --out_dir are both"):
+    with pytest.raises(FileNotFoundError, match="none not found: expected the folder of a checkpoint"):
+        lora.finetune(lora.LoraFlags(init_from=str(tmp_path / "none")))
+    save_model(tiny_model(), tmp_path, tokenizer, context=128)
+    with pytest.raises(UserError, match="--init_from and --out_dir are both"):
         lora.finetune(lora.LoraFlags(init_from=str(tmp_path), out_dir=str(tmp_path)))

@@ -100,7 +100,7 @@ def test_held_out_problems_that_were_asked_to_the_letter_or_are_too_long_are_lef
     path = write_jsonl(tmp_path / "a.jsonl", problems)
     asked = conversation("你好", "你好", "1加1等于几？", "2")
     trained_on = write_jsonl(tmp_path / "b.jsonl", [{"conversations": asked}])
-    tokenizer.save(tmp_path, 512)  # a prompt may have half of it
+    tokenizer.save(tmp_path, 512)  # a prompt may have a quarter of it
     found = word_problems(path, tmp_path / "c.jsonl", ChatTokenizer(tmp_path), [trained_on])
     assert found == {"word_problems": 1, "constant_answer": "7", "constant_right": 1}
     assert json.loads((tmp_path / "c.jsonl").read_text(encoding="utf-8")) == {"conversations": kept}

@@ -58,9 +58,11 @@ def test_loss_of_texts_is_that_of_validation(tokenizer, tmp_path):
     cache = open_tokens(path, tokenizer, "text")
     rows, config = PackedRows(cache, np.arange(len(cache)), 128), small_run(tmp_path)
     expected = evaluate(prepare(model, rows, config, process.device), rows, config, process)
-    found = text_loss(model, tokenizer, TEXTS)
+    found, each = text_loss(model, tokenizer, TEXTS)
     names = {"loss": "val_loss", "perplexity": "val_ppl", "bits_per_byte": "val_bpb"}
-    assert found["tokens"] > 2 * 128
+    assert found["tokens"] > 2 * 128 and sum(one["tokens"] for one in each) == found["tokens"]
+    short = likelihood(model, [1], [*tokenizer.encode(TEXTS[1]), 2])
+    assert each[1]["loss"] * each[1]["tokens"] == pytest.approx(-short, abs=1e-4)
     assert {name: found[name] for name in names} == pytest.approx({n: expected[v] for n, v in names.items()})
 
 
@@ -112,7 +114,8 @@ def test_choices_are_those_of_the_formula_written_out(mode, checkpoint, tokenize
 def test_texts_are_scored_by_their_loss(checkpoint, tokenizer, capsys):
     folder, model = checkpoint
     lines, report = scored(folder, [{"text": text} for text in TEXTS], capsys)
-    expected = text_loss(model, tokenizer, TEXTS)
+    expected, each = text_loss(model, tokenizer, TEXTS)
+    assert report["items"] == each
     assert report["loss"] == pytest.approx(expected["loss"], abs=1e-4)
     assert lines == [
         f"tokens {expected['tokens']}",

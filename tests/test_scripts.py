@@ -112,8 +112,8 @@ def test_bad_line_is_skipped_counted_and_told_when_asked(folder):
 
 @pytest.fixture
 def pretrained(folder, tokenizer):
-    """The folder with the checkpoint of a pretraining that never was."""
-    save_model(tiny_model(max_position_embeddings=320), folder / "out/pretrain", tokenizer, 256)
+    """The folder with the checkpoint of a pretraining that never was, on longer rows than what follows."""
+    save_model(tiny_model(max_position_embeddings=320), folder / "out/pretrain", tokenizer, 320)
     return folder
 
 

@@ -87,7 +87,8 @@ def add_tokenizer(writer, tokenizer: ChatTokenizer, types) -> None:
     writer.add_eos_token_id(EOS)
     writer.add_pad_token_id(PAD)
     writer.add_add_bos_token(False)  # the chat template writes it
-    writer.add_chat_template(MARKERS.sub("", tokenizer.about.get("chat_template", CHAT_TEMPLATE)))
+    template = tokenizer.about.get("chat_template")  # or a list of named ones, of which none is ours
+    writer.add_chat_template(MARKERS.sub("", template if isinstance(template, str) else CHAT_TEMPLATE))
 
 
 def add_weights(writer, model: WeakWater, names, half: bool) -> None:

@@ -10,11 +10,13 @@ from Config import TrainConfig
 from dataset import PackedRows, open_tokens, prompt_ids
 from eval_model import EvalConfig, load
 from generate import Sampling, generate, judged_replies
+from infra.device import pick_device
 from infra.distributed import Process
 from infra.files import write_text
 from infra.questions import read_conversations
 from infra.scoring import final_answer, shares
 from infra.tokenizer import BOS
+from model import WeakWater
 from tools.ladder import changed_problems, look_into, majority, prompts_of
 from tools.worked_r1 import first_turn
 from trainer import evaluate, prepare
@@ -30,6 +32,7 @@ QUESTIONS = {  # with the number that is right, if there is one
     "果园里有苹果树120棵，梨树的棵数是苹果树的2/3，梨树有多少棵？": "80",
     "What is 17 plus 26?": "43",
 }
+LONGEST = 1024  # rows of a stage
 FIRST = 10  # right and wrong replies to word problems that are shown
 
 
@@ -46,7 +49,7 @@ def grade(stage, config) -> dict:
         lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in judged]
         write_text(folder / "replies.jsonl", "".join(lines))
         found["first"] = first_replies(judged, conversations)
-    found["ordinary_loss"] = loss_on(model, tokenizer, data / "sft_val.jsonl", config.dtype)
+    found["ordinary_loss"] = loss_on(folder, tokenizer, data / "sft_val.jsonl", config)
     prompts = [prompt_ids(tokenizer, [{"role": "user", "content": question}]) for question in QUESTIONS]
     replies = generate(model, prompts, Sampling(max_new_tokens=config.max_new_tokens))
     return {**found, "replies": dict(zip(QUESTIONS, map(tokenizer.decode, replies)))}
@@ -95,13 +98,13 @@ def answer(model, tokenizer, conversations: list, config) -> tuple[list[dict], d
     return judged, {"questions": len(judged), **shares(judged), **found, "right": right}
 
 
-def loss_on(model, tokenizer, path: Path, dtype: str) -> float:
-    """Nats per token of the replies in a file."""
-    config = TrainConfig(batch_size=8, max_seq_len=1024, dtype=dtype, compile=False)
-    device = model.lm_head.weight.device
+def loss_on(folder: Path, tokenizer, path: Path, config) -> float:
+    """Nats per token of the replies in a file, in rows of LONGEST whatever the model was trained on."""
+    run = TrainConfig(batch_size=8, max_seq_len=LONGEST, dtype=config.dtype, compile=False)
+    model, device = WeakWater.from_pretrained(folder, LONGEST), pick_device(config.device)
     cache = open_tokens(path, tokenizer, "conversations")
-    rows = PackedRows(cache, np.arange(len(cache)), config.max_seq_len)
-    found = evaluate(prepare(model, rows, config, device), rows, config, Process(0, 1, device))
+    rows = PackedRows(cache, np.arange(len(cache)), LONGEST)
+    found = evaluate(prepare(model, rows, run, device), rows, run, Process(0, 1, device))
     return round(found["val_loss"], 4)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from Config import DEVICES_HELP
+from infra.checkpoint import find_checkpoint
 from infra.cli import Flags, UserError, flag, parse_args, run_script
 from infra.device import pick_device
 from infra.questions import read_conversations
@@ -29,7 +29,6 @@ class LoraFlags(Flags):
     max_seq_len: int = flag(256, "tokens of a conversation, at most", above=0)
     learning_rate: float = flag(2e-3, "peak learning rate", above=0)
     seed: int = flag(0, "of order and weights", least=0)
-    device: str = flag("", DEVICES_HELP)
 
 
 def finetune(config: LoraFlags) -> None:
@@ -42,12 +41,13 @@ def finetune(config: LoraFlags) -> None:
         raise UserError(f"{error}: pip install peft trl") from None
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if Path(config.init_from).resolve() == Path(config.out_dir).resolve():
+    start = find_checkpoint([config.init_from], "expected the folder of a checkpoint, such as out/SFT")
+    if start.resolve() == Path(config.out_dir).resolve():
         raise UserError(f"--init_from and --out_dir are both {config.out_dir}: pass another --out_dir")
     conversations = Dataset.from_list([{"messages": turns} for turns in read_conversations(config.data_path)])
-    tokenizer = AutoTokenizer.from_pretrained(config.init_from)
+    tokenizer = AutoTokenizer.from_pretrained(start)
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(config.init_from),
+        model=AutoModelForCausalLM.from_pretrained(start),
         processing_class=tokenizer,
         train_dataset=conversations,
         peft_config=LoraConfig(
@@ -57,7 +57,7 @@ def finetune(config: LoraFlags) -> None:
             output_dir=config.out_dir, save_strategy="no", report_to=[], logging_steps=20, seed=config.seed,
             num_train_epochs=config.epochs, per_device_train_batch_size=config.batch_size,
             learning_rate=config.learning_rate, lr_scheduler_type="cosine", max_length=config.max_seq_len,
-            assistant_only_loss=True, use_cpu=pick_device(config.device).type == "cpu",
+            assistant_only_loss=True, use_cpu=pick_device("").type == "cpu",
             bf16=False,
         ),
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Conversations of a made-up shop, to try fine-tuning on a domain of one's own: shop.jsonl to learn from, 200
 conversations, and shop_test.jsonl, each fact asked once more in words that shop.jsonl never uses. Every fact
-is a number, so that `eval_model.py --score` can judge it. A seed fixes every byte.
+is a number with its unit, which `eval_model.py --score` judges. A seed fixes every byte.
 """
 
 import random
@@ -28,11 +28,11 @@ PRICE_WORDS = (
 FACTS = (  # (words for the question, the answer)
     (
         ("几点开门？", "早上几点开始营业？", "最早几点能来？", "什么时候开门？", "开门是几点？"),
-        "我们早上9点开门。",
+        "9点。",
     ),
     (
         ("几点关门？", "晚上营业到几点？", "最晚几点能来？", "什么时候关门？", "关门是几点？"),
-        "我们晚上21点关门。",
+        "21点。",
     ),
     (
         (
@@ -42,11 +42,11 @@ FACTS = (  # (words for the question, the answer)
             "多久之内能退货？",
             "退货要在几天内？",
         ),
-        "15天内可以退货。",
+        "15天。",
     ),
     (
         ("送货要多少钱？", "运费是多少？", "送到家要付几元？", "送货费怎么算？", "送一次货收几元？"),
-        "送货收6元。",
+        "6元。",
     ),
     (
         (
@@ -56,7 +56,7 @@ FACTS = (  # (words for the question, the answer)
             "怎样免运费？",
             "免费送货要买满多少？",
         ),
-        "满99元免运费。",
+        "99元。",
     ),
 )
 THANKS = (("你好！", "您好，这里是小河文具店，请问想买什么？"), ("谢谢！", "不客气，欢迎再来小河文具店！"))
@@ -72,8 +72,7 @@ class ShopConfig(Flags):
 def shop_conversations(seed: int) -> tuple[list, list]:
     """(to learn from, to be tested on): of each fact the last wording is in the test alone."""
     facts = [
-        ([words.format(name) for words in PRICE_WORDS], f"{name}每件{yuan}元。")
-        for name, yuan in PRODUCTS.items()
+        ([words.format(name) for words in PRICE_WORDS], f"{yuan}元。") for name, yuan in PRODUCTS.items()
     ]
     facts += FACTS
     learned = [(question, answer) for words, answer in facts for question in words[:-1]]
