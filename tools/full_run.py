@@ -16,10 +16,10 @@ the others go on. The same command continues a stopped run, also on another mach
 the stages to come: --last tokens prepares the data where there is no card. Results are written as they come:
 report.json, experiments.md, each stage's replies.jsonl; results/ has copies of all that is small.
 
-On a CPU (this is the run of EXPERIMENTS.md):
+On a CPU, a small model:
 
-    python tools/full_run.py --data_dir data --preset 5m --step_tokens 4096 --most_tokens 4096 \\
-        --minutes 175 --variants 6 --validations 5 --max_new_tokens 384 --dtype bf16 --compile
+    python tools/full_run.py --data_dir data --preset 5m --vocab_size 4000 --step_tokens 4096 \\
+        --most_tokens 4096 --minutes 175 --variants 6 --validations 2 --max_new_tokens 384 --compile
 """
 
 import math
