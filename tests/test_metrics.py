@@ -24,6 +24,7 @@ ALONE = Process(rank=0, world=1, device=CPU)
 
 def log_of(folder, total_steps=100, steps_per_epoch=40, peak=None, rank=0):
     extent = Extent(total_steps, steps_per_epoch, peak)
+    folder.mkdir(exist_ok=True)  # as the lock on a run's folder does
     return Log(small_run(folder), Process(rank, 2 if rank else 1, CPU), extent)
 
 
