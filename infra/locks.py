@@ -41,7 +41,10 @@ def locked(path: Path, what: str, is_done: Callable[[], bool]) -> Iterator[None]
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """This process alone writes into a folder. Raises UserError, which names the other, where one does."""
+    """This process alone writes into a folder. Raises UserError, which names the other, where one does.
+
+    Some network disks have no locks: there, one line says that two runs would not be told apart.
+    """
     with named_disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(folder / ".lock"), folder / ".lock.holder"
@@ -51,14 +54,15 @@ def alone_in(folder: Path) -> Iterator[None]:
         other = holder.read_text(encoding="utf-8") if holder.is_file() else "another process"
         advice = "wait for it, or pass another --out_dir"
         raise UserError(f"{folder}: {other} is training into it: {advice}") from None
-    except (OSError, NotImplementedError):  # some network disks have no locks
-        yield
-        return
+    except (OSError, NotImplementedError) as error:
+        print(f"{folder} cannot be locked ({error}): start no second run into it", file=sys.stderr)
     try:
-        holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
+        if lock.is_locked:
+            holder.write_text(f"process {os.getpid()} on {platform.node()}", encoding="utf-8")
         yield
     finally:
-        for path in (holder, folder / ".lock"):
-            with suppress(OSError):  # Windows deletes no open file
-                path.unlink()
-        lock.release()
+        if lock.is_locked:
+            for path in (holder, folder / ".lock"):
+                with suppress(OSError):  # Windows deletes no open file
+                    path.unlink()
+            lock.release()

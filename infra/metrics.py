@@ -31,8 +31,7 @@ class Log:
         self.losses, self.interval_tokens = [], 0  # of the interval: (loss, weight) of each step
         self.interval_start = self.pause_start = time.perf_counter()
         self.interval_seconds = 0.0
-        is_first = process.rank == 0
-        self.wandb = start_wandb(config) if is_first and config.use_wandb else None
+        self.wandb = start_wandb(config) if process.rank == 0 and config.use_wandb else None
 
     def print(self, text: str) -> None:
         if self.process.rank == 0:

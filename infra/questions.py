@@ -32,6 +32,7 @@ def first_questions(rows, most: int) -> list[Question]:
 
 
 def read_conversations(path: str | Path) -> Iterator[list[dict]]:
+    """The messages of each line of a JSONL file. Raises UserError at a bad line."""
     return read_all(path, "conversations")
 
 

@@ -57,3 +57,16 @@ def test_second_training_into_a_folder_is_refused_and_the_first_is_not_touched(r
         with pytest.raises(UserError, match=f"process {os.getpid()} on .* is training into it"):
             train(tiny_model(), rows, config)
         assert sorted(path.name for path in folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("error", [OSError(37, "No locks available"), NotImplementedError("no locks")])
+def test_disk_without_locks_is_told_and_used(error, tmp_path, monkeypatch, capsys):
+    def refuse(lock, **options):
+        raise error
+
+    monkeypatch.setattr("infra.locks.FileLock.acquire", refuse)
+    with pytest.raises(RuntimeError) as raised, alone_in(tmp_path / "out"):
+        raise RuntimeError("of the run itself")
+    assert raised.value.__context__ is None  # else it would be taken for an error of the disk
+    assert f"{tmp_path / 'out'} cannot be locked ({error})" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
