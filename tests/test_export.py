@@ -1,16 +1,39 @@
 """The export to GGUF: the same model and tokenizer for llama.cpp."""
 
+import json
+import os
+import re
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import torch
 from conftest import VOCAB_SIZE, tiny_model
+from transformers import AutoTokenizer
 
 from dataset import prompt_ids
 from infra.checkpoint import save_model
+from infra.cli import UserError
 from model import rope_tables, rotate
 from tools.export_gguf import export_gguf, interleave
+from tools.gguf_proof import HARD_TEXTS, prove
+from tools.modelfile import write_modelfile
 
 TEXT = "3加4等于几？ Hello"
+WIDE = {"hidden_size": 192, "intermediate_size": 96}  # rows of whole blocks of 32
+RENDERED_BY_GO = """package main
+
+import ("encoding/json"; "os"; "text/template")
+
+func main() {
+    type message struct { Role, Content string }
+    var asked struct { Template string; Messages []message }
+    if err := json.NewDecoder(os.Stdin).Decode(&asked); err != nil { panic(err) }
+    parsed := template.Must(template.New("").Parse(asked.Template))
+    if err := parsed.Execute(os.Stdout, map[string]any{"Messages": asked.Messages}); err != nil { panic(err) }
+}
+"""
 
 
 @pytest.fixture
@@ -41,21 +64,47 @@ def test_interleaved_queries_and_keys_have_the_same_products_under_rotation_of_n
     torch.testing.assert_close(found, rotated_halves(q) @ rotated_halves(k).mT, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_gguf_holds_every_tensor(half, checkpoint):
+@pytest.mark.parametrize("type", ["f32", "f16"])
+def test_gguf_holds_every_tensor(type, checkpoint):
     from gguf import GGUFReader
 
     folder, model = checkpoint
-    tensors = {tensor.name: tensor for tensor in GGUFReader(export_gguf(folder, folder / "a", half)).tensors}
+    tensors = {tensor.name: tensor for tensor in GGUFReader(export_gguf(folder, folder / "a", type)).tensors}
     assert len(tensors) == 1 + 3 * 9 + 1  # the embedding, which is also the head, the layers, the last norm
     down = model.model.layers[1].mlp.down_proj.weight.detach().numpy()
     found = tensors["blk.1.ffn_down.weight"].data.reshape(down.shape)
-    assert found.dtype == (np.float16 if half else np.float32)
-    assert np.allclose(found, down, atol=1e-3 if half else 0)
+    assert found.dtype == (np.float16 if type == "f16" else np.float32)
+    assert np.allclose(found, down, atol=1e-3 if type == "f16" else 0)
     key = model.model.layers[2].self_attn.k_proj.weight.detach().numpy()
     found = tensors["blk.2.attn_k.weight"].data.reshape(key.shape)
     assert np.allclose(found[1], key[4], atol=1e-3) and np.allclose(found[8 + 3], key[8 + 5], atol=1e-3)
     assert tensors["output_norm.weight"].data.dtype == np.float32
+
+
+def test_q8_0_of_a_matrix_is_what_its_definition_says(tokenizer, tmp_path):
+    """32 neighbours share a scale in float16, their largest magnitude / 127, and are multiples of it."""
+    from gguf import GGUFReader
+
+    model = tiny_model(**WIDE)
+    save_model(model, tmp_path, tokenizer, context=128)
+    tensors = {one.name: one for one in GGUFReader(export_gguf(tmp_path, tmp_path / "a", "q8_0")).tensors}
+    weight = model.model.layers[1].mlp.up_proj.weight.detach().numpy().reshape(-1, 32)
+    blocks = tensors["blk.1.ffn_up.weight"].data.reshape(-1, 2 + 32)
+    scales, numbers = blocks[:, :2].copy().view(np.float16), blocks[:, 2:].view(np.int8)
+    assert np.allclose(scales[:, 0], np.abs(weight).max(1) / 127, rtol=1e-3)
+    assert (np.abs(scales.astype(np.float32) * numbers - weight) <= 0.57 * scales.astype(np.float32)).all()
+
+
+def test_small_types_spare_the_gains_the_embedding_and_rows_of_no_whole_blocks(tokenizer, tmp_path):
+    from gguf import GGUFReader
+
+    save_model(tiny_model(**WIDE | {"intermediate_size": 80}), tmp_path, tokenizer, context=128)
+    reader = GGUFReader(export_gguf(tmp_path, tmp_path / "a", "q4_0"))
+    types = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert (types["blk.0.attn_q.weight"], types["blk.0.ffn_up.weight"]) == ("Q4_0", "Q4_0")
+    assert (types["blk.0.ffn_down.weight"], types["token_embd.weight"]) == ("F16", "Q8_0")
+    assert types["blk.0.attn_norm.weight"] == "F32"
+    assert reader.fields["general.file_type"].contents() == 2  # LLAMA_FTYPE_MOSTLY_Q4_0
 
 
 def test_an_untied_head_is_exported(tokenizer, tmp_path):
@@ -86,7 +135,6 @@ def test_gguf_tells_the_shape_the_vocabulary_and_the_chat_template(checkpoint):
 
 def test_folder_that_transformers_saved_is_exported_with_its_template(checkpoint):
     from gguf import GGUFReader
-    from transformers import AutoTokenizer
 
     folder, _ = checkpoint
     theirs = AutoTokenizer.from_pretrained(folder)
@@ -99,7 +147,6 @@ def test_folder_that_transformers_saved_is_exported_with_its_template(checkpoint
 
 def test_template_of_the_export_says_the_same_without_marks_for_training(checkpoint):
     from gguf import GGUFReader
-    from transformers import AutoTokenizer
 
     folder, _ = checkpoint
     reader = GGUFReader(export_gguf(folder, folder / "model.gguf"))
@@ -135,3 +182,50 @@ def test_llama_cpp_computes_the_same_logits_and_splits_text_alike(checkpoint, to
     found = torch.tensor(np.array(llm.scores[: len(ids)]))
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)  # its cache is float16
     assert llm.tokenize(TEXT.encode(), add_bos=False, special=False) == tokenizer.encode(TEXT)
+
+
+@pytest.mark.parametrize("type, number", [("q8_0", 7), ("q5_1", 9), ("q5_0", 8), ("q4_1", 3), ("q4_0", 2)])
+def test_quantized_matrices_are_those_of_llama_cpp_to_the_byte(type, number, tokenizer, tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp")
+    from gguf import GGUFReader
+
+    save_model(tiny_model(**WIDE), tmp_path, tokenizer, context=128)
+    source, theirs = export_gguf(tmp_path, tmp_path / "source"), tmp_path / "theirs"
+    how = llama_cpp.llama_model_quantize_default_params()
+    how.ftype = number
+    assert llama_cpp.llama_model_quantize(bytes(source), bytes(theirs), how) == 0
+    ours = {tensor.name: tensor for tensor in GGUFReader(export_gguf(tmp_path, tmp_path / "a", type)).tensors}
+    layers = [tensor for tensor in GGUFReader(theirs).tensors if tensor.name.startswith("blk.")]
+    assert len(layers) == 3 * 9
+    assert all(np.array_equal(ours[tensor.name].data, tensor.data) for tensor in layers)
+
+
+def test_export_is_proved_in_llama_cpp_and_another_model_is_not(checkpoint, tokenizer, tmp_path):
+    pytest.importorskip("llama_cpp")
+    folder, _ = checkpoint
+    path = export_gguf(folder, folder / "model.gguf")
+    assert f"the ids of {len(HARD_TEXTS)} hard texts equal" in prove(folder, path)
+    save_model(tiny_model(seed=1), tmp_path / "other", tokenizer, context=128)
+    with pytest.raises(UserError, match="logits differ by"):
+        prove(tmp_path / "other", path)
+
+
+def test_modelfile_asks_ollama_for_our_prompt(checkpoint, tokenizer, tmp_path):
+    """By Go's text/template, which Ollama renders with; it puts SYSTEM before the messages."""
+    if not shutil.which("go"):
+        pytest.skip("needs the Go compiler")
+    folder, _ = checkpoint
+    text = write_modelfile(folder, folder / "model.gguf").read_text(encoding="utf-8")
+    assert text.startswith("FROM ./model.gguf\n") and "PARAMETER num_ctx 128\n" in text
+    system, template = (re.search(f'{name} """(.*?)"""', text, re.S)[1] for name in ("SYSTEM", "TEMPLATE"))
+    messages = [{"role": "user", "content": TEXT}, {"role": "assistant", "content": "7"}]
+    messages.append({"role": "user", "content": "为什么？"})
+    (tmp_path / "main.go").write_text(RENDERED_BY_GO)
+    asked = json.dumps({"template": template, "messages": [{"role": "system", "content": system}, *messages]})
+    settings = {**os.environ, "GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"}
+    command = ["go", "run", str(tmp_path / "main.go")]
+    found = subprocess.run(
+        command, input=asked, env=settings, capture_output=True, text=True, check=True
+    ).stdout
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert found == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -1,7 +1,8 @@
-"""python tools/export_gguf.py out/distill
+"""python tools/export_gguf.py out/distill --type q8_0
 
 Write a checkpoint as model.gguf, which llama.cpp, Ollama and their relatives read: weights, tokenizer and
-chat template.
+chat template. Beside it goes a Modelfile for `ollama create`. Where llama-cpp-python is installed, its ids,
+logits and greedy replies are then compared with the checkpoint's.
 
 Needs `pip install gguf`. The attention's queries and keys are reordered on the way: llama.cpp rotates
 neighbouring pairs, Hugging Face's layout and ours the two halves of a head. Their products, and so the model,
@@ -11,6 +12,7 @@ are the same.
 import json
 import re
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -19,13 +21,17 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from dataset import CHAT_TEMPLATE
-from infra.checkpoint import HEAD, check_vocabulary
+from infra.checkpoint import EMBEDDING, HEAD, check_vocabulary
 from infra.cli import UserError, make_parser, run_script
 from infra.files import write_atomically
 from infra.tokenizer import BOS, EOS, PAD, TAGS, ChatTokenizer
 from model import WeakWater
+from tools.gguf_proof import prove
+from tools.modelfile import write_modelfile
 
 MARKERS = re.compile(r"{%-?\s*(end)?generation\s*-?%}")  # of what is trained on, which few engines know
+TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")  # those that the package gguf writes
+BLOCK = 32  # neighbours in a row of a matrix, which share a scale in the types that begin with q
 
 
 def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -34,8 +40,8 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def export_gguf(folder: str | Path, path: str | Path, half: bool = False) -> Path:
-    """Write the checkpoint in `folder` to `path`, in float32 or, with `half`, its matrices in float16."""
+def export_gguf(folder: str | Path, path: str | Path, type: str = "f32") -> Path:
+    """Write the checkpoint in `folder` to `path`, its matrices in one of TYPES."""
     try:
         import gguf
     except ImportError:
@@ -46,10 +52,13 @@ def export_gguf(folder: str | Path, path: str | Path, half: bool = False) -> Pat
     def write(temporary):
         writer = gguf.GGUFWriter(temporary, "llama")
         add_shape(writer, model.config, tokenizer.max_length)
-        writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
+        writer.add_file_type(gguf.LlamaFileType["ALL_F32" if type == "f32" else f"MOSTLY_{type.upper()}"])
         add_tokenizer(writer, tokenizer, gguf.TokenType)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
-        add_weights(writer, model, names, half)
+        for name, array in weights(model):
+            kept_as = gguf.GGMLQuantizationType[tensor_type(name, array, type).upper()]
+            data = gguf.quants.quantize(array, kept_as)
+            writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), data, raw_dtype=kept_as)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -91,27 +100,42 @@ def add_tokenizer(writer, tokenizer: ChatTokenizer, types) -> None:
     writer.add_chat_template(MARKERS.sub("", template if isinstance(template, str) else CHAT_TEMPLATE))
 
 
-def add_weights(writer, model: WeakWater, names, half: bool) -> None:
-    """names: the package's table from Hugging Face's names to llama.cpp's."""
+def weights(model: WeakWater):
+    """Yields (Hugging Face's name, array) of each tensor, a tied head left out."""
     config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for name, tensor in model.state_dict().items():
         if name == HEAD and config.tie_word_embeddings:
             continue
-        array, layer = tensor.numpy(), name.split(".")[-2]
-        array = interleave(array, heads[layer]) if layer in heads else array
-        array = array.astype(np.float16) if half and array.ndim == 2 else array
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), array)
+        layer = name.split(".")[-2]
+        yield name, interleave(tensor.numpy(), heads[layer]) if layer in heads else tensor.numpy()
+
+
+def tensor_type(name: str, array: np.ndarray, type: str) -> str:
+    """What a tensor is kept as where matrices are to be `type`: gains stay f32, the embedding and the head
+    are q8_0 at least, and rows that are no whole blocks are f16."""
+    if array.ndim < 2:
+        return "f32"
+    if not type.startswith("q"):
+        return type
+    if array.shape[1] % BLOCK:
+        return "f16"
+    return "q8_0" if name in (EMBEDDING, HEAD) else type
 
 
 def main(argv=None):
     parser = make_parser(__doc__)
     parser.add_argument("folder", help="the checkpoint's folder")
     parser.add_argument("--out", default="", help="the file to write (default: model.gguf in that folder)")
-    parser.add_argument("--half", action="store_true", help="matrices in float16, half the size")
+    parser.add_argument("--type", default="f32", choices=TYPES, help="of the matrices (default: f32)")
     args = parser.parse_args(argv)
-    path = export_gguf(args.folder, args.out or Path(args.folder) / "model.gguf", args.half)
+    path = export_gguf(args.folder, args.out or Path(args.folder) / "model.gguf", args.type)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    print(f"{write_modelfile(args.folder, path)}: for ollama create")
+    if find_spec("llama_cpp"):
+        print(prove(args.folder, path, is_exact=args.type in ("f32", "f16")))
+    else:
+        print("not compared with the checkpoint in llama.cpp: pip install llama-cpp-python")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""What Ollama needs beside a GGUF: a Modelfile, whose template writes the prompt as dataset.render does."""
+
+from pathlib import Path
+
+from dataset import DEFAULT_SYSTEM
+from infra.checkpoint import SAMPLED
+from infra.config_json import read_json
+from infra.files import write_text
+
+# Go's text/template. Ollama puts SYSTEM before a conversation that has no system message. A conversation that
+# ends with an assistant's message asks to go on with that.
+TEMPLATE = """\
+{{- range $i, $message := .Messages }}{{ $is_last := eq (len (slice $.Messages $i)) 1 }}<s>{{ .Role }}
+{{ .Content }}{{ if not (and $is_last (eq .Role "assistant")) }}</s>
+{{ end }}{{ if and $is_last (ne .Role "assistant") }}<s>assistant
+{{ end }}{{ end }}"""
+MODELFILE = '''\
+FROM ./{gguf}
+SYSTEM """{system}"""
+TEMPLATE """{template}"""
+PARAMETER stop </s>
+PARAMETER num_ctx {context}
+PARAMETER num_predict {room}
+PARAMETER temperature {temperature}
+PARAMETER top_p {top_p}
+PARAMETER top_k 0
+PARAMETER repeat_penalty 1.0
+'''  # all tokens and no penalty, which are Ollama's defaults no more than ours
+
+
+def write_modelfile(folder: str | Path, gguf: Path) -> Path:
+    """Write a Modelfile beside `gguf`, the export of the checkpoint in `folder`; returns its path."""
+    context = read_json(folder)["max_position_embeddings"]
+    room = min(SAMPLED["max_new_tokens"], context // 2)
+    sampling = {name: SAMPLED[name] for name in ("temperature", "top_p")}
+    named = {"gguf": gguf.name, "system": DEFAULT_SYSTEM, "template": TEMPLATE}
+    path = gguf.with_name("Modelfile")
+    write_text(path, MODELFILE.format(**named, **sampling, context=context, room=room))
+    return path
