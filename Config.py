@@ -51,11 +51,12 @@ class LLMConfig:
         return replace(PRESETS[name], **changes)
 
 
-PRESETS = {
-    "30m": LLMConfig(),  # 28,975,616 parameters
-    # sizes in the order of the fields; LLaMA's rope_theta, of which 30m's was never compared with others
+PRESETS = {  # sizes in the order of the fields; docs/training.md has the learning rates of the wider ones
+    "tiny": LLMConfig(192, 512, 4, 3, 3, rope_theta=1e4),  # LLaMA's; 30m's was never compared with others
     "5m": LLMConfig(256, 704, 4, 4, 4, rope_theta=1e4),
-    "tiny": LLMConfig(192, 512, 4, 3, 3, rope_theta=1e4),
+    "30m": LLMConfig(),  # 28,975,616 parameters
+    "60m": LLMConfig(640, 1792, 12, 10, 5),  # 60,145,280
+    "100m": LLMConfig(768, 1920, 16, 12, 4),  # 100,885,248
 }
 
 

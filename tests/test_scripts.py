@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -316,3 +317,39 @@ def test_quickstart_of_another_scale_is_refused_with_the_flag_that_helps(rehears
     folder, _ = rehearsed
     other = run("quickstart.py", "--scale", "0.03", cwd=folder)
     assert other.returncode == 2 and "--fresh" in other.stderr
+
+
+# ---- Weights & Biases ----
+
+
+def wandb_history(path):
+    """{step: {name: value}} of a run that was kept offline: a header of 7 bytes, then blocks of 32 KiB of
+    chunks of (checksum, size, kind), whole (1), first (2), middle (3) or last (4) of a record."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, place, record, found = path.read_bytes(), 7, b"", {}
+    while place < len(content):
+        if 2**15 - place % 2**15 < 7:  # no room for a chunk's head
+            place += 2**15 - place % 2**15
+            continue
+        _, size, kind = struct.unpack_from("<IHB", content, place)
+        record += content[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):
+            items = Record.FromString(record).history.item
+            values = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in items}
+            found |= {values["_step"]: values} if values else {}
+            record = b""
+    return found
+
+
+def test_wandb_offline_has_the_numbers_of_the_metrics_file(folder):
+    pytest.importorskip("wandb")
+    settings = {**ENVIRONMENT, "WANDB_MODE": "offline", "WANDB_DIR": str(folder)}
+    flags = shlex.split("--log_every 1 --eval_every 1 --val_path pretrain_val.jsonl --use_wandb")
+    run_ok("pretrain.py", *SMALL, *flags, cwd=folder, environment=settings)
+    history = wandb_history(next(folder.glob("wandb/offline-run-*/*.wandb")))
+    lines = (folder / "out/pretrain/metrics.jsonl").read_text().splitlines()
+    assert {"loss", "val_loss", "lr"} <= {name for line in lines for name in json.loads(line)}
+    for line in map(json.loads, lines):
+        assert line.items() <= history[line["step"]].items()
