@@ -24,13 +24,16 @@ class Sampling(Flags):
     temperature: float = flag(0.0, "0 takes the likeliest token", least=0)
     top_p: float = flag(1.0, "keep the likeliest tokens that add up to so much", above=0, most=1)
     top_k: int = flag(0, "keep so many of the likeliest tokens (0: all)", least=0)
+    min_p: float = flag(0.0, "keep tokens at least so many times as likely as the likeliest", least=0, most=1)
+    repetition_penalty: float = flag(1.0, "above 1, what was in the text becomes less likely", above=0)
     max_new_tokens: int = flag(512, "tokens in a reply, at most", least=1)
     seed: int = flag(0, "random seed of the sampling", least=0, most=2**62)
 
 
 def sample(logits: torch.Tensor, sampling: Sampling, generator=None) -> torch.Tensor:
-    """One token id for each row of logits (B, V) -> (B), of the k likeliest for top-k and, for top-p, of the
-    fewest whose probabilities reach p (Holtzman et al. 2020, arXiv:1904.09751)."""
+    """One token id for each row of logits (B, V) -> (B): of the k likeliest for top-k; of the fewest whose
+    probabilities reach p for top-p (Holtzman et al. 2020, arXiv:1904.09751); of those with at least p times
+    the largest probability for min-p (Nguyen et al. 2024, arXiv:2407.01082)."""
     if sampling.temperature == 0:
         return logits.argmax(dim=-1)
     logits, ids = logits.float().sort(dim=-1, descending=True)
@@ -39,9 +42,15 @@ def sample(logits: torch.Tensor, sampling: Sampling, generator=None) -> torch.Te
         logits[:, sampling.top_k :] = -torch.inf
     probabilities = logits.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities  # the sum of all likelier tokens
-    probabilities[before >= sampling.top_p] = 0.0
+    probabilities[(before >= sampling.top_p) | (probabilities < sampling.min_p * probabilities[:, :1])] = 0.0
     chosen = torch.multinomial(probabilities, 1, generator=generator)  # (B, 1); it scales them to sum to 1
     return ids.gather(1, chosen)[:, 0]
+
+
+def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Make the tokens in `seen` (B, V) less likely: their logits (B, V) divided by the penalty or, where they
+    are negative, multiplied by it (Keskar et al. 2019, arXiv:1909.05858)."""
+    return logits.where(~seen, torch.where(logits < 0, logits * penalty, logits / penalty))
 
 
 @torch.inference_mode()
@@ -70,8 +79,14 @@ def stream(
     decode = decoding_of(model, cache, {} if shared is None else shared)  # the model's forward, or faster
     active, end = list(range(len(prompts))), config.eos_token_id  # the replies that are in the batch
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+    seen, penalty = torch.zeros_like(logits, dtype=torch.bool), sampling.repetition_penalty
+    for row, prompt in enumerate(prompts if penalty != 1 else []):
+        seen[row, prompt] = True
     for position in range(longest, length):
+        if penalty != 1:
+            logits = penalize(logits, seen, penalty)
         next_ids = sample(logits, sampling, generator).masked_fill(ended, end)
+        seen.scatter_(1, next_ids[:, None], True)
         ended |= next_ids == end
         ids = [end] * len(prompts)
         for reply, id in zip(active, next_ids.tolist()):
@@ -82,7 +97,8 @@ def stream(
             return
         if unfinished <= len(active) / 2:
             kept = (~ended).nonzero()[:, 0]
-            next_ids, ended, active = next_ids[kept], ended[kept], [active[place] for place in kept.tolist()]
+            next_ids, ended, seen = next_ids[kept], ended[kept], seen[kept]
+            active = [active[place] for place in kept.tolist()]
             decode.keep(kept)
         logits = decode(next_ids[:, None])
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from generate import Sampling, generate, sample, stream
+from generate import Sampling, generate, penalize, sample, stream
+from infra.checkpoint import save_model
 from infra.cli import UserError
 
 END = 2
@@ -44,6 +45,9 @@ def shares(logits, sampling):
         (Sampling(1.0, top_p=0.5), [2]),
         (Sampling(1.0, top_p=0.51), [0, 2]),
         (Sampling(1.0, top_p=0.9, top_k=3), [0, 2, 3]),
+        (Sampling(1.0, min_p=0.59), [0, 2]),
+        (Sampling(1.0, min_p=0.61), [2]),
+        (Sampling(1.0, top_p=0.9, min_p=0.2), [0, 2, 3]),
         (Sampling(1.0), [0, 1, 2, 3]),
     ],
 )
@@ -52,6 +56,35 @@ def test_top_k_and_top_p_keep_the_likeliest_and_leave_their_ratio(sampling, kept
     expected = torch.zeros(4)
     expected[kept] = probabilities[kept] / probabilities[kept].sum()
     torch.testing.assert_close(shares(probabilities.log(), sampling), expected, atol=0.015, rtol=0)
+
+
+def test_small_tokens_are_weighed_against_the_likeliest_after_the_temperature():
+    logits = torch.tensor([0.8, 0.2]).log()  # at temperature 0.5: 16 to 1
+    assert shares(logits, Sampling(0.5, min_p=0.07)).tolist() == [1, 0]
+    assert shares(logits, Sampling(1.0, min_p=0.07))[1] > 0.15
+
+
+def test_penalty_is_that_of_hugging_face_for_negative_logits_too():
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    logits = torch.tensor([[2.0, -1.0, 0.0, 3.0, -4.0], [-2.0, 1.0, 0.5, -3.0, 4.0]])
+    text = torch.tensor([[0, 1, 1], [3, 4, 2]])
+    expected = RepetitionPenaltyLogitsProcessor(1.7)(text, logits.clone())
+    seen = torch.zeros(2, 5, dtype=torch.bool).scatter(1, text, True)
+    torch.testing.assert_close(penalize(logits, seen, 1.7), expected)
+
+
+def test_penalized_replies_are_those_of_hugging_face_together_and_alone(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = tiny_model()
+    save_model(model, tmp_path)
+    theirs, prompts = AutoModelForCausalLM.from_pretrained(tmp_path).float(), [[5, 6, 7, 8], [9, 10]]
+    how = {"max_new_tokens": 20, "do_sample": False, "repetition_penalty": 1.3}
+    alone = [theirs.generate(torch.tensor([ids]), **how)[0, len(ids) :].tolist() for ids in prompts]
+    found = generate(model, prompts, Sampling(max_new_tokens=20, repetition_penalty=1.3))
+    assert found == [ids[: ids.index(END)] if END in ids else ids for ids in alone]
+    assert found != generate(model, prompts, Sampling(max_new_tokens=20))
 
 
 def test_temperature_sharpens_by_its_formula():
