@@ -7,31 +7,30 @@ Talk with the pretrained (0), SFT (1), distilled (2) or rewarded (3) model, or l
 
 --score also takes texts, whose loss it tells, and multiple choice: {"question", "choices", "answer"}. Mode 0
 has not learned to converse: it continues texts. Mode 1 takes the newest finished one of out/SFT_1024 and
-out/SFT. Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D exits.
+out/SFT. In a chat, /help lists what else can be done.
 """
 
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
 
 from Config import DEVICES_HELP, SFT_FOLDERS
 from dataset import prompt_ids
 from generate import Sampling, judged_replies, stream
-from infra.checkpoint import SAMPLED, check_vocabulary, find_checkpoint
-from infra.cli import UserError, flag, parse_args, run_script, visible
+from infra.chat import converse
+from infra.checkpoint import SAMPLED, check_vocabulary, find_checkpoint, has_checkpoint
+from infra.cli import flag, parse_args, run_script
+from infra.commands import COMMANDS, Chat
 from infra.device import pick_device
-from infra.history import fit
 from infra.scores import report, score_file
-from infra.terminal import as_text, print_stream, typed_lines
-from infra.tokenizer import BOS, ChatTokenizer
+from infra.terminal import typed_lines
+from infra.tokenizer import ChatTokenizer
 from model import WeakWater
 
 MODES = {
     0: ("pretrain", ["out/pretrain"]), 1: ("SFT", SFT_FOLDERS),
     2: ("distill", ["out/distill"]), 3: ("GRPO", ["out/GRPO"]),
 }  # fmt: skip
-GREETING = "Ctrl-C stops a reply, /new starts a new conversation, Ctrl-D ends the program."
+GREETING = "Ctrl-C stops a reply, /help tells what else there is, Ctrl-D ends the program."
 
 
 @dataclass(frozen=True)
@@ -47,34 +46,6 @@ class EvalConfig(Sampling):
 RECIPE = EvalConfig(**SAMPLED, seed=42)
 
 
-def chat(model, tokenizer, questions: Iterable[str], config: EvalConfig, answer=stream) -> None:
-    """Answer line after line, each after the turns before it that fit. answer: as `generate.stream`."""
-    context = min(tokenizer.max_length, model.config.max_position_embeddings)
-    room, end = context - min(config.max_new_tokens, context // 2), model.config.eos_token_id
-    messages, shared, to_prompt = [], {}, partial(prompt_ids, tokenizer)
-    for number, question in enumerate(questions):
-        if question.startswith("/") and config.prompt is None:
-            messages = [] if question == "/new" else messages
-            unknown = f"{visible(question)}: unknown, expected /new"
-            print("a new conversation" if question == "/new" else unknown, file=sys.stderr)
-            continue
-        try:
-            if config.model_mode == 0:
-                prompt = [BOS, *tokenizer.encode(question)]
-            else:
-                prompt, messages = fit([*messages, {"role": "user", "content": question}], room, to_prompt)
-            sampling = replace(config, seed=config.seed + number)  # asked again, it may answer otherwise
-            ids = (step[0] for step in answer(model, [prompt], sampling, shared) if step[0] != end)
-            reply = print_stream(as_text(tokenizer, ids))
-        except UserError as error:
-            if config.prompt is not None:
-                raise
-            print(error, file=sys.stderr)
-            continue
-        # a turn without a reply is forgotten: the next question would follow a question
-        messages = [*messages, {"role": "assistant", "content": reply}] if reply.strip() else messages[:-1]
-
-
 def load(config: EvalConfig):
     """(model, tokenizer) of the stage that the flags name."""
     stage, folders = MODES[config.model_mode]
@@ -87,13 +58,22 @@ def load(config: EvalConfig):
     return model.to(pick_device(config.device)), tokenizer
 
 
+def load_stage(config: EvalConfig, mode: int):
+    """(config, model, tokenizer) of another stage, the one beside --model_dir if there is one there."""
+    beside = Path(config.model_dir).parent / MODES[mode][0]
+    model_dir = str(beside) if config.model_dir and has_checkpoint(beside) else ""
+    config = replace(config, model_mode=mode, model_dir=model_dir)
+    return config, *load(config)
+
+
 def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
     model, tokenizer = load(config)
     if config.score:
         return report(*score_file(model, tokenizer, config, prompt_ids, judged_replies), config)
     greeting = GREETING if config.model_mode else f"{GREETING} This model continues texts."
-    chat(model, tokenizer, typed_lines(greeting, config.prompt), config)
+    chat = Chat(model, tokenizer, config, stream, prompt_ids, load_stage)
+    converse(chat, typed_lines(greeting, config.prompt, COMMANDS))
 
 
 if __name__ == "__main__":

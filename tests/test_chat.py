@@ -10,11 +10,15 @@ from conftest import conversation, tiny_model, write_jsonl
 
 import eval_model
 from dataset import prompt_ids
-from eval_model import EvalConfig, chat
+from eval_model import EvalConfig, load_stage
+from infra.chat import converse
 from infra.checkpoint import save_model
 from infra.cli import UserError
+from infra.commands import COMMANDS, Chat
 from infra.history import fit
+from infra.questions import read_conversations
 from infra.terminal import DIM, PLAIN, as_text, print_stream, typed_lines
+from infra.thinking import limit_thinking
 from infra.tokenizer import ChatTokenizer
 
 END = 2
@@ -54,13 +58,17 @@ class Answers:
         yield [END]
 
 
+def chat_with(answers, tokenizer, **flags):
+    return Chat(talker(), tokenizer, EvalConfig(**flags), answers, prompt_ids, load_stage)
+
+
 @pytest.fixture
 def ask(wide):
     """A function that chats with replies given beforehand and returns the prompts that asked for them."""
 
     def asked(questions, *replies, **flags):
         answers = Answers(wide, *(replies or ["好"]))
-        chat(talker(), wide, questions, EvalConfig(**flags), answers)
+        converse(chat_with(answers, wide, **flags), questions)
         return answers.prompts
 
     return asked
@@ -116,9 +124,9 @@ def test_new_begins_a_new_conversation(ask, tokenizer, capsys):
 
 
 def test_unknown_command_is_told_and_forgets_nothing(ask, tokenizer, capsys):
-    seen = ask(["你好", "/help", "再见"], "好")
+    seen = ask(["你好", "/helm", "再见"], "好")
     assert seen[1] == prompt_ids(tokenizer, conversation("你好", "好", "再见"))
-    assert capsys.readouterr().err == "/help: unknown, expected /new\n"
+    assert capsys.readouterr().err.startswith("/helm: unknown, expected one of /help /new ")
 
 
 def test_prompt_that_looks_like_a_command_is_asked(ask, tokenizer):
@@ -136,7 +144,7 @@ def test_chat_forgets_what_is_longer_than_the_rows_it_was_trained_on(tokenizer, 
     alone = [prompt_ids(tokenizer, conversation(question)) for question in "甲乙丙"]
     tokenizer.save(tmp_path, 2 * max(map(len, alone)))  # half of it is for the reply
     answers = Answers(tokenizer, "好")
-    chat(talker(), ChatTokenizer(tmp_path), "甲乙丙", EvalConfig(), answers)
+    converse(chat_with(answers, ChatTokenizer(tmp_path)), "甲乙丙")
     assert answers.prompts == alone
 
 
@@ -158,8 +166,133 @@ def test_pretrained_mode_continues_each_text_alone(ask, tokenizer):
 
 def test_each_question_is_sampled_with_a_seed_of_its_own(wide):
     answers = Answers(wide, "好")
-    chat(talker(), wide, ["一", "二"], EvalConfig(seed=7), answers)
+    converse(chat_with(answers, wide, seed=7), ["一", "二"])
     assert answers.seeds == [7, 8]
+
+
+# ---- commands ----
+
+
+def test_help_tells_of_every_command(ask, capsys):
+    ask(["/help"])
+    told = capsys.readouterr().err.splitlines()
+    assert [line.split()[0] for line in told] == list(COMMANDS)
+
+
+def test_retry_asks_the_last_question_again_with_another_seed(wide):
+    answers = Answers(wide, "一", "二", "三")
+    converse(chat_with(answers, wide, seed=7), ["甲", "乙", "/retry", "丙"])
+    again = prompt_ids(wide, conversation("甲", "一", "乙"))
+    assert answers.prompts[1:3] == [again, again] and answers.seeds == [7, 8, 9, 10]
+    assert answers.prompts[3] == prompt_ids(wide, conversation("甲", "一", "乙", "三", "丙"))
+
+
+def test_undo_forgets_a_turn_and_then_there_is_none(ask, tokenizer, capsys):
+    assert ask(["甲", "乙", "/undo", "丙"])[2] == prompt_ids(tokenizer, conversation("甲", "好", "丙"))
+    assert len(ask(["/undo", "/retry"])) == 0
+    assert capsys.readouterr().err.endswith("nothing was asked yet\nnothing was asked yet\n")
+
+
+def test_system_message_is_changed_kept_and_taken_back(ask, tokenizer):
+    seen = ask(["/system 你是猫。", "甲", "/new", "乙", "/system", "丙"])
+    cat = {"role": "system", "content": "你是猫。"}
+    assert seen[0] == prompt_ids(tokenizer, [cat, *conversation("甲")])
+    assert seen[1] == prompt_ids(tokenizer, [cat, *conversation("乙")])
+    assert seen[2] == prompt_ids(tokenizer, conversation("乙", "好", "丙"))
+
+
+@pytest.mark.parametrize(
+    "line, told",
+    [
+        ("/set min_p 0.1", "min_p 0.1"),
+        ("/set temperature -1", "/set: --temperature (-1.0) must be at least 0"),
+        ("/set top_k much", "/set: top_k: found 'much', expected a number"),
+        ("/set prompt 1", "/set: expected one of temperature, "),
+        ("/think maybe", "/think: expected on, off or a number of tokens, found 'maybe'"),
+        ("/fold", "/fold: expected on or off, found ''"),
+        ("/model 7", "/model: expected 0, 1, 2 or 3, found '7'"),
+        ("/load nothing.jsonl", "nothing.jsonl not found"),
+        ("/save a.jsonl", "/save: expected a conversation and the name of a file"),
+        ("/stats", "69,072 parameters, temperature 0.0, "),
+    ],
+)
+def test_command_says_what_it_did_or_what_is_wrong(line, told, ask, capsys):
+    assert len(ask([line, "甲"])) == 1
+    assert capsys.readouterr().err.startswith(told)
+
+
+def test_sampling_is_that_of_the_last_set(wide):
+    sampled = []
+
+    def answer(model, prompts, sampling, shared):
+        sampled.append(sampling)
+        yield [END]
+
+    converse(chat_with(answer, wide), ["甲", "/set temperature 0.5", "/set top_k 3", "乙"])
+    assert [(one.temperature, one.top_k) for one in sampled] == [(0.0, 0), (0.5, 3)]
+
+
+def test_saved_conversation_is_loaded_and_is_training_data(ask, wide, tmp_path):
+    path = tmp_path / "chat.jsonl"
+    seen = ask(["甲", f"/save {path}", "/new", f"/load {path}", "乙"], "<think>想</think>")
+    asked = conversation("甲", "<think>想</think>", "乙")
+    assert seen[1] == prompt_ids(wide, asked)
+    assert list(read_conversations(path)) == [asked[:2]]
+
+
+def test_quit_ends_the_chat(ask):
+    assert len(ask(["甲", "/quit", "乙"])) == 1
+
+
+def test_other_stage_is_the_one_beside_the_folder(tokenizer, tmp_path, wide, capsys):
+    for stage, heads in (("SFT", 3), ("distill", 6)):
+        save_model(
+            tiny_model(num_attention_heads=heads, num_key_value_heads=heads), tmp_path / stage, tokenizer, 128
+        )
+    chat = chat_with(Answers(wide, "好"), wide, model_dir=str(tmp_path / "distill"), device="cpu")
+    converse(chat, ["/model 1", "/model 0"])
+    assert (chat.config.model_mode, chat.model.config.num_attention_heads) == (1, 3)
+    told = capsys.readouterr().err
+    assert f"model 1, in {tmp_path / 'SFT'}" in told and "run pretrain.py first" in told
+
+
+# ---- thinking ----
+
+THINK, CLOSED, ANSWER = 3, 4, 5
+
+
+@pytest.mark.parametrize(
+    "most, begun, again",
+    [
+        (0, [THINK, CLOSED, "\n", ANSWER], True),
+        (2, [THINK, "想", "想", CLOSED, "\n", ANSWER], True),
+        (9, [THINK, "想", "想", "想", CLOSED, "好"], False),
+    ],
+)
+def test_thinking_is_closed_after_so_many_tokens_and_the_answer_goes_on(most, begun, again, wide):
+    def spelled(parts):
+        return [id for part in parts for id in ([part] if isinstance(part, int) else wide.encode(part)[:1])]
+
+    prompts, thought = [], [THINK, "想", "想", "想", CLOSED, "好"]
+
+    def answer(model, asked, sampling, shared):
+        prompts.append((asked[0], sampling.max_new_tokens))
+        yield from ([id] for id in spelled(thought if len(prompts) == 1 and most else ["好"]))
+
+    limited = limit_thinking(answer, wide, most)
+    found = [step[0] for step in limited(None, [[7, 8]], EvalConfig(max_new_tokens=20), {})]
+    assert found == spelled(begun) + (spelled(["好"]) if again else [])
+    if again:
+        assert prompts[-1] == ([7, 8, *spelled(begun)], 20 - len(begun))
+
+
+def test_reply_in_circles_is_stopped_and_says_so(wide, capsys):
+    circling = Answers(wide, "一二三" * 200)
+    converse(chat_with(circling, wide), ["甲"])
+    assert capsys.readouterr().out.endswith(" [stopped: it repeats itself]\n")
+    straight = Answers(wide, "".join(map(chr, range(0x4E00, 0x4E40))))
+    converse(chat_with(straight, wide), ["甲"])
+    assert "stopped" not in capsys.readouterr().out
 
 
 # ---- what is typed ----
@@ -207,7 +340,7 @@ def test_ctrl_c_stops_the_reply_and_not_the_program(wide, capsys):
         yield wide.encode("a")
         raise KeyboardInterrupt
 
-    chat(talker(), wide, ["一", "二"], EvalConfig(), interrupted)
+    converse(chat_with(interrupted, wide), ["一", "二"])
     assert capsys.readouterr().out == "a [stopped]\na [stopped]\n"
     assert prompts[1] == prompt_ids(wide, conversation("一", "a", "二"))  # what was said counts
 
@@ -225,13 +358,24 @@ def test_broken_characters_become_one_sign_and_lose_nothing_after(tokenizer):
     assert "".join(as_text(tokenizer, half)) == "\ufffd"
 
 
-def test_thinking_is_dim_on_a_terminal_alone(monkeypatch, capsys):
-    reply = ["<think>", "3+4", "</think>", "7"]
-    assert print_stream(reply) == "".join(reply)
-    assert capsys.readouterr().out == "<think>3+4</think>7\n"
+REPLY = ["<think>", "3+4", "=7", "</think>", "\n", "<answer>", "\n七", "个", "</answer>"]
+
+
+@pytest.mark.parametrize(
+    "is_folded, shown",
+    [
+        (False, f"{DIM}3+4=7{PLAIN}\n七个{PLAIN}\n"),
+        (True, f"{DIM}thinking ...\rthought for 0.0 seconds{PLAIN}\n七个{PLAIN}\n"),
+    ],
+)
+def test_thinking_is_dim_or_folded_and_without_tags_on_a_terminal_alone(
+    is_folded, shown, monkeypatch, capsys
+):
+    assert print_stream(REPLY, is_folded) == "".join(REPLY)
+    assert capsys.readouterr().out == "".join(REPLY) + "\n"
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
-    print_stream(reply)
-    assert terminal.getvalue() == f"{DIM}<think>3+4</think>{PLAIN}7{PLAIN}\n"
+    assert print_stream(REPLY, is_folded) == "".join(REPLY)
+    assert terminal.getvalue() == shown
 
 
 def test_thinking_that_is_stopped_leaves_no_dim_terminal(monkeypatch):
