@@ -22,8 +22,8 @@ def converse(chat: Chat, lines: Iterable[str]) -> None:
             question = obey(chat, line) if line.startswith("/") and not has_prompt else line
             if question is not None:
                 reply(chat, question)
-        except (UserError, FileNotFoundError) as error:
-            if has_prompt:
+        except (UserError, OSError) as error:
+            if has_prompt or isinstance(error, BrokenPipeError):
                 raise
             print(error, file=sys.stderr)
         if chat.has_ended:

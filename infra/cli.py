@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import field, fields, replace
@@ -78,7 +79,8 @@ def add_flag(parser: argparse.ArgumentParser, f, default) -> None:
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run a script's `main` and exit. A UserError or OSError ends it with its message and code 2.
+    """Run a script's `main` and exit. A UserError or OSError ends it with its message and code 2, a reader
+    that has gone, such as `head`, without a word.
 
     Any other exception is a bug of ours, and keeps its traceback.
     """
@@ -88,7 +90,11 @@ def run_script(main: Callable[[], object]) -> None:
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     try:
         main()
+        sys.stdout.flush()
         code = 0
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's exit would complain
+        code = 141  # a shell's number for it
     except (UserError, OSError) as error:
         print(visible(str(error)), file=sys.stderr)
         code = 2

@@ -44,9 +44,12 @@ def read_lines(greeting: str, words: Iterable[str]) -> Iterator[str]:
 
 def editor(words: Iterable[str]) -> Callable[[str], str]:
     """`input`, with editing, a history, completion by the tab key, and Alt-Enter for a new line."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import WordCompleter
-    from prompt_toolkit.key_binding import KeyBindings
+    try:
+        from prompt_toolkit import PromptSession
+        from prompt_toolkit.completion import WordCompleter
+        from prompt_toolkit.key_binding import KeyBindings
+    except ImportError:
+        return input
 
     keys = KeyBindings()
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))

@@ -212,6 +212,7 @@ def test_system_message_is_changed_kept_and_taken_back(ask, tokenizer):
         ("/fold", "/fold: expected on or off, found ''"),
         ("/model 7", "/model: expected 0, 1, 2 or 3, found '7'"),
         ("/load nothing.jsonl", "nothing.jsonl not found"),
+        ("/load .", ".: expected a JSONL file, found a folder"),
         ("/save a.jsonl", "/save: expected a conversation and the name of a file"),
         ("/stats", "69,072 parameters, temperature 0.0, "),
     ],
@@ -238,6 +239,11 @@ def test_saved_conversation_is_loaded_and_is_training_data(ask, wide, tmp_path):
     asked = conversation("甲", "<think>想</think>", "乙")
     assert seen[1] == prompt_ids(wide, asked)
     assert list(read_conversations(path)) == [asked[:2]]
+
+
+def test_conversation_that_cannot_be_saved_is_told_and_goes_on(ask, tmp_path, capsys):
+    assert len(ask(["甲", f"/save {tmp_path}/none/chat.jsonl", "乙"])) == 2
+    assert "chat.jsonl could not be written (No such file or directory)" in capsys.readouterr().err
 
 
 def test_quit_ends_the_chat(ask):

@@ -195,6 +195,22 @@ def test_script_that_succeeds_ends_with_0_and_prints_chinese_on_any_console(tmp_
     assert ended(tmp_path, "print('你好')") == (0, "你好\n", "")
 
 
+@pytest.mark.parametrize("count", [1, 100_000])  # the error comes at the end, or while printing
+def test_reader_that_has_gone_is_no_error(count, tmp_path):
+    script = tmp_path / "script.py"
+    body = f"from infra.cli import run_script\nrun_script(lambda: print('line\\n' * {count}))\n"
+    script.write_text("import sys\nsys.stdin.read()\n" + body)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env=environment,
+        **dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE),
+    )
+    process.stdout.close()
+    process.stdin.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
 @pytest.mark.parametrize("error", ["UserError", "OSError", "FileNotFoundError"])
 def test_mistake_of_a_user_is_one_line_and_code_2(error, tmp_path):
     assert ended(tmp_path, f"raise {error}('a.jsonl: 找不到')") == (2, "", "a.jsonl: 找不到\n")
