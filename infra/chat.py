@@ -46,6 +46,7 @@ def reply(chat: Chat, question: str) -> None:
     sampling = replace(config, seed=config.seed + chat.replies)  # asked again, it may answer otherwise
     chat.replies += 1
     start, ids = time.perf_counter(), []
+    chat.prompt, chat.reply = prompt, ids
 
     def counted():
         for step in answer(model, [prompt], sampling, chat.shared):

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from infra.cli import UserError, visible
 from infra.files import write_text
+from infra.inside import describe_probabilities, describe_tokens
 from infra.questions import read_conversations
+from infra.terminal import is_terminal
 
 SET = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed")
 
@@ -29,6 +31,8 @@ class Chat:
     is_folded: bool = False
     has_ended: bool = False
     shared: dict = field(default_factory=dict)  # what replies of one model share
+    prompt: list[int] = field(default_factory=list)  # of the last reply
+    reply: list[int] = field(default_factory=list)
 
 
 def tell(text: str) -> None:
@@ -130,7 +134,7 @@ def switch(chat: Chat, mode: str) -> None:
     if mode not in ("0", "1", "2", "3"):
         raise UserError(f"/model: expected 0, 1, 2 or 3, found {visible(mode)!r}")
     chat.config, chat.model, chat.tokenizer = chat.load_stage(chat.config, int(mode))
-    chat.shared = {}
+    chat.shared, chat.reply = {}, []
     tell(f"model {mode}{f', in {chat.config.model_dir}' if chat.config.model_dir else ''}")
 
 
@@ -139,6 +143,20 @@ def show_stats(chat: Chat, _: str) -> None:
     sampling = ", ".join(f"{name} {getattr(chat.config, name)}" for name in SET)
     tell(f"{chat.model.num_parameters():,} parameters, {sampling}")
     tell(f"{len(chat.messages)} messages, {used} tokens of {chat.model.config.max_position_embeddings}")
+
+
+def last_reply(chat: Chat) -> tuple[list[int], list[int]]:
+    if not chat.reply:
+        raise UserError("nothing was answered yet")
+    return chat.prompt, chat.reply
+
+
+def show_probabilities(chat: Chat, _: str) -> None:
+    print(describe_probabilities(chat.model, chat.tokenizer, *last_reply(chat), is_terminal(sys.stdout)))
+
+
+def show_tokens(chat: Chat, _: str) -> None:
+    print(describe_tokens(chat.tokenizer, sum(last_reply(chat), [])))
 
 
 def leave(chat: Chat, _: str) -> None:
@@ -157,6 +175,8 @@ COMMANDS = {
     "/save": (save, "FILE", "the conversation, as a line of JSONL"),
     "/load": (load, "FILE", "go on with a saved conversation"),
     "/model": (switch, "0|1|2|3", "go on with another stage's model"),
+    "/probs": (show_probabilities, "", "how likely each token of the last reply was, and its rivals"),
+    "/tokens": (show_tokens, "", "the last prompt and reply as the model sees them"),
     "/stats": (show_stats, "", "the model, the sampling, the context in use"),
     "/quit": (leave, "", "end the program"),
 }

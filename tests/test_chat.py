@@ -2,10 +2,12 @@
 
 import io
 import os
+import re
 import sys
 from functools import partial
 
 import pytest
+import torch
 from conftest import conversation, tiny_model, write_jsonl
 
 import eval_model
@@ -16,6 +18,7 @@ from infra.checkpoint import save_model
 from infra.cli import UserError
 from infra.commands import COMMANDS, Chat
 from infra.history import fit
+from infra.inside import token_probabilities
 from infra.questions import read_conversations
 from infra.terminal import DIM, PLAIN, as_text, print_stream, typed_lines
 from infra.thinking import limit_thinking
@@ -260,6 +263,36 @@ def test_other_stage_is_the_one_beside_the_folder(tokenizer, tmp_path, wide, cap
     assert (chat.config.model_mode, chat.model.config.num_attention_heads) == (1, 3)
     told = capsys.readouterr().err
     assert f"model 1, in {tmp_path / 'SFT'}" in told and "run pretrain.py first" in told
+
+
+# ---- from inside ----
+
+
+def test_probabilities_are_those_of_hugging_face(wide, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model, prompt, reply = talker(), [1, 9, 8], [7, 20, 4, 30]
+    save_model(model, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path).float()
+    with torch.no_grad():
+        expected = theirs(torch.tensor([prompt + reply])).logits[0].softmax(-1)
+    for place, (own, rivals) in enumerate(token_probabilities(model, prompt, reply)):
+        row = expected[len(prompt) - 1 + place]
+        assert own == pytest.approx(row[reply[place]].item(), rel=1e-4)
+        others = [id for id in row.argsort(descending=True).tolist() if id != reply[place]][:5]
+        assert [id for id, _ in rivals] == others
+        assert [value for _, value in rivals] == pytest.approx(row[others].tolist(), rel=1e-4)
+
+
+def test_tokens_and_probabilities_of_the_last_reply_are_shown(ask, capsys):
+    ask(["/tokens", "甲", "/tokens", "/probs"], "7\n")
+    out, err = capsys.readouterr()
+    assert err == "nothing was answered yet\n"
+    tokens, *probabilities = out.splitlines()[2:]
+    assert tokens.startswith("<s>|s|y|s|") and tokens.endswith("|t|⏎|7|⏎")
+    for line, token in zip(probabilities, "7⏎", strict=True):
+        assert re.match(rf" *\d+\.\d%  {token}    (.+? \d+\.\d%(  |$)){{5}}$", line)
+    assert not raw_controls(out)
 
 
 # ---- thinking ----
