@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from dataset import CHAT_TEMPLATE
-from infra.checkpoint import EMBEDDING, HEAD, check_vocabulary
+from infra.checkpoint import EMBEDDING, HEAD, check_vocabulary, find_checkpoint
 from infra.cli import UserError, make_parser, run_script
 from infra.files import write_atomically
 from infra.tokenizer import BOS, EOS, PAD, TAGS, ChatTokenizer
@@ -42,6 +42,7 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def export_gguf(folder: str | Path, path: str | Path, type: str = "f32") -> Path:
     """Write the checkpoint in `folder` to `path`, its matrices in one of TYPES."""
+    folder = find_checkpoint([folder], "expected the folder of a checkpoint, such as out/SFT")
     try:
         import gguf
     except ImportError:

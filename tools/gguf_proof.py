@@ -35,8 +35,11 @@ LARGEST_DIFFERENCE = 0.05  # of logits; llama.cpp keeps keys and values in float
 
 
 def open_llama(path: Path, context: int):
-    import llama_cpp
-
+    """llama.cpp's model of a GGUF, which keeps the logits of all positions."""
+    try:
+        import llama_cpp
+    except ImportError:
+        raise UserError("llama.cpp is not installed: pip install llama-cpp-python") from None
     threads = {name: torch.get_num_threads() for name in ("n_threads", "n_threads_batch")}
     how = {"n_ctx": context, "n_batch": context, "logits_all": True, "verbose": False}
     return llama_cpp.Llama(str(path), **how, **threads)

@@ -18,10 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import torch
+from tqdm import tqdm
 
 from dataset import prompt_ids
 from generate import Sampling, generate
-from infra.cli import make_parser, run_script
+from infra.checkpoint import find_checkpoint
+from infra.cli import UserError, make_parser, run_script
 from infra.questions import read_all, read_questions
 from infra.tokenizer import BOS, ChatTokenizer
 from model import WeakWater
@@ -38,29 +40,34 @@ def text_loss(llama, texts: list[list[int]]) -> float:
     return mean(nats)
 
 
-def compare(folder: str, texts: list[str], questions: list[list[int]]) -> list[dict]:
-    """A row for each type: {"type", "megabytes", "loss", "equal_replies", "tokens_per_second"}."""
-    model, tokenizer = WeakWater.from_pretrained(folder), ChatTokenizer(folder)
-    context = min(tokenizer.max_length, model.config.max_position_embeddings)
-    ids = [[BOS, *tokenizer.encode(text)][: context + 1] for text in texts]
-    ids, questions = [text for text in ids if len(text) > 1], [one for one in questions if len(one) < context]
-    replies = generate(model, questions, Sampling(max_new_tokens=NEW_TOKENS))
-    with tempfile.TemporaryDirectory() as temporary:
-        paths = {type: export_gguf(folder, Path(temporary) / type, type) for type in TYPES}
-        llamas = {type: open_llama(path, context) for type, path in paths.items()}
-        rows = {type: {"type": type, "megabytes": path.stat().st_size / 1e6} for type, path in paths.items()}
-    equal, speeds = dict.fromkeys(rows, 0), {type: [] for type in rows}
-    for prompt, reply in zip(questions, replies):
+def compare_replies(llamas: dict, questions: list[list[int]], replies: list[list[int]]) -> dict:
+    """{type: (share of equal replies, tokens a second)}, each question asked of all types in turn."""
+    equal, speeds = dict.fromkeys(llamas, 0), {type: [] for type in llamas}
+    for prompt, reply in tqdm(list(zip(questions, replies)), unit="question", disable=None, leave=False):
         for type, llama in llamas.items():
             llama.reset()
             start = time.perf_counter()
             found = reply_of(llama, prompt, NEW_TOKENS)
             speeds[type].append(len(found) / (time.perf_counter() - start))
             equal[type] += found == reply
-    for type, llama in llamas.items():
-        more = {"equal_replies": equal[type] / len(questions), "tokens_per_second": median(speeds[type])}
-        rows[type] |= {"loss": text_loss(llama, ids), **more}
-    return list(rows.values())
+    return {type: (equal[type] / len(questions), median(speeds[type])) for type in llamas}
+
+
+def report(folder: Path, texts: list[str], questions: list[list[int]]) -> None:
+    """Print a row for each type."""
+    model, tokenizer = WeakWater.from_pretrained(folder), ChatTokenizer(folder)
+    context = min(tokenizer.max_length, model.config.max_position_embeddings)
+    ids = [[BOS, *tokenizer.encode(text)][: context + 1] for text in texts]
+    questions = [prompt for prompt in questions if len(prompt) < context]
+    replies = generate(model, questions, Sampling(max_new_tokens=NEW_TOKENS))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:  # Windows: they are in use
+        paths = {type: export_gguf(folder, Path(temporary) / type, type) for type in TYPES}
+        llamas = {type: open_llama(path, context) for type, path in paths.items()}
+        found = compare_replies(llamas, questions, replies)
+        print("| type | MB | loss of the texts | equal replies | tokens a second |\n|---|---|---|---|---|")
+        for type, (equal, speed) in found.items():
+            size, loss = paths[type].stat().st_size / 1e6, text_loss(llamas[type], ids)
+            print(f"| {type} | {size:.1f} | {loss:.4f} | {equal:.0%} | {speed:.0f} |", flush=True)
 
 
 def main(argv=None):
@@ -70,15 +77,13 @@ def main(argv=None):
     parser.add_argument("--questions", required=True, help="a JSONL file of conversations")
     parser.add_argument("--count", type=int, default=100, help="texts and questions, at most (default: 100)")
     args = parser.parse_args(argv)
-    texts = list(islice(read_all(args.texts, "text"), args.count))
-    tokenizer = ChatTokenizer(args.folder)
-    questions = [ids for ids, _ in read_questions(args.questions, partial(prompt_ids, tokenizer))][
-        : args.count
-    ]
-    print("| type | MB | loss | equal replies | tokens a second |\n|---|---|---|---|---|")
-    for row in compare(args.folder, texts, questions):
-        shown = f"{row['megabytes']:.1f} | {row['loss']:.4f} | {row['equal_replies']:.0%}"
-        print(f"| {row['type']} | {shown} | {row['tokens_per_second']:.0f} |")
+    folder = find_checkpoint([args.folder], "expected the folder of a checkpoint, such as out/SFT")
+    to_prompt = partial(prompt_ids, ChatTokenizer(folder))
+    texts = [text for text in islice(read_all(args.texts, "text"), args.count) if text]
+    if not texts:
+        raise UserError(f"{args.texts}: expected texts, found an empty file")
+    questions = [prompt for prompt, _ in read_questions(args.questions, to_prompt)]
+    report(folder, texts, questions[: args.count])
 
 
 if __name__ == "__main__":

@@ -45,6 +45,8 @@ def finetune(config: LoraFlags) -> None:
     if start.resolve() == Path(config.out_dir).resolve():
         raise UserError(f"--init_from and --out_dir are both {config.out_dir}: pass another --out_dir")
     conversations = Dataset.from_list([{"messages": turns} for turns in read_conversations(config.data_path)])
+    if not len(conversations):
+        raise UserError(f"{config.data_path}: expected conversations, found an empty file")
     tokenizer = AutoTokenizer.from_pretrained(start)
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(start),
