@@ -19,7 +19,8 @@ from generate import Sampling, judged_replies, stream
 from infra.chat import converse
 from infra.checkpoint import SAMPLED, check_vocabulary, find_checkpoint, has_checkpoint
 from infra.cli import flag, parse_args, run_script
-from infra.commands import COMMANDS, Chat
+from infra.commands import COMMANDS
+from infra.conversation import Chat
 from infra.device import pick_device
 from infra.scores import report, score_file
 from infra.terminal import typed_lines

@@ -7,11 +7,12 @@ from dataclasses import replace
 from functools import partial
 
 from infra.cli import UserError
-from infra.commands import Chat, obey
+from infra.commands import obey
+from infra.conversation import Chat
 from infra.history import fit
+from infra.questions import prompt_of
 from infra.terminal import as_text, print_stats, print_stream
 from infra.thinking import limit_thinking, until_it_circles
-from infra.tokenizer import BOS
 
 
 def converse(chat: Chat, lines: Iterable[str]) -> None:
@@ -35,7 +36,7 @@ def reply(chat: Chat, question: str) -> None:
     model, tokenizer, config = chat.model, chat.tokenizer, chat.config
     context = min(tokenizer.max_length, model.config.max_position_embeddings)
     if config.model_mode == 0:  # it has not learned to converse
-        prompt = [BOS, *tokenizer.encode(question)]
+        prompt = prompt_of(question, tokenizer, chat.prompt_ids, is_base=True)
     else:
         room = context - min(config.max_new_tokens, context // 2)
         asked = [*chat.messages, {"role": "user", "content": question}]

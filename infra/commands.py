@@ -2,41 +2,18 @@
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from infra.cli import UserError, visible
+from infra.compare import compare
+from infra.conversation import Chat, tell
 from infra.files import write_text
 from infra.inside import describe_probabilities, describe_tokens
 from infra.questions import read_conversations
 from infra.terminal import is_terminal
 
 SET = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed")
-
-
-@dataclass
-class Chat:
-    """A conversation, and all that a reply is made from."""
-
-    model: object
-    tokenizer: object
-    config: object  # an EvalConfig
-    answer: Callable  # as generate.stream
-    prompt_ids: Callable  # dataset's
-    load_stage: Callable  # config, mode -> the config, model and tokenizer of that stage
-    messages: list[dict] = field(default_factory=list)
-    replies: int = 0  # each is sampled with another seed
-    thinking: int | None = None  # tokens, at most
-    is_folded: bool = False
-    has_ended: bool = False
-    shared: dict = field(default_factory=dict)  # what replies of one model share
-    prompt: list[int] = field(default_factory=list)  # of the last reply
-    reply: list[int] = field(default_factory=list)
-
-
-def tell(text: str) -> None:
-    print(visible(text), file=sys.stderr)
 
 
 def obey(chat: Chat, line: str) -> str | None:
@@ -159,6 +136,12 @@ def show_tokens(chat: Chat, _: str) -> None:
     print(describe_tokens(chat.tokenizer, sum(last_reply(chat), [])))
 
 
+def ask_all(chat: Chat, question: str) -> None:
+    if not question:
+        raise UserError("/compare: expected a question")
+    compare(chat, question)
+
+
 def leave(chat: Chat, _: str) -> None:
     chat.has_ended = True
 
@@ -175,6 +158,7 @@ COMMANDS = {
     "/save": (save, "FILE", "the conversation, as a line of JSONL"),
     "/load": (load, "FILE", "go on with a saved conversation"),
     "/model": (switch, "0|1|2|3", "go on with another stage's model"),
+    "/compare": (ask_all, "TEXT", "ask every stage that there is, side by side"),
     "/probs": (show_probabilities, "", "how likely each token of the last reply was, and its rivals"),
     "/tokens": (show_tokens, "", "the last prompt and reply as the model sees them"),
     "/stats": (show_stats, "", "the model, the sampling, the context in use"),

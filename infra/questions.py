@@ -7,7 +7,7 @@ from pathlib import Path
 from infra.cli import UserError
 from infra.jsonl import check_file, numbered_lines, parse_line
 from infra.scoring import is_right, is_well_formed
-from infra.tokenizer import EOS
+from infra.tokenizer import BOS, EOS
 
 Question = tuple[list[int], str]  # the prompt's ids, the expected reply
 
@@ -57,6 +57,16 @@ def read_questions(path: str | Path, to_prompt: Callable[[list[dict]], list[int]
     if not questions:
         raise UserError(f"{path}: expected conversations, found an empty file")
     return questions
+
+
+def prompt_of(text: str, tokenizer, prompt_ids: Callable, is_base: bool) -> list[int]:
+    """The ids that ask for what follows a text: a user's message or, of a base model, the text as it stands.
+
+    prompt_ids: dataset's.
+    """
+    if is_base:
+        return [BOS, *tokenizer.encode(text)]
+    return prompt_ids(tokenizer, [{"role": "user", "content": text}])
 
 
 def judge(replies: Iterable[str], questions: list[Question]) -> list[dict]:

@@ -8,9 +8,8 @@ from infra.choices import has_choices, score_choices
 from infra.files import write_json
 from infra.jsonl import detect_field
 from infra.likelihood import text_loss
-from infra.questions import read_all, read_questions
+from infra.questions import prompt_of, read_all, read_questions
 from infra.scoring import shares
-from infra.tokenizer import BOS
 
 IN_NATS = ("loss", "perplexity", "bits_per_byte")  # the other fractions are shares
 
@@ -24,7 +23,7 @@ def score_file(model, tokenizer, config, prompt_ids: Callable, judged_replies: C
     path, is_base = config.score, config.model_mode == 0  # a base model continues the text of a question
 
     def ask(text: str) -> list[int]:
-        return [BOS, *tokenizer.encode(text)] if is_base else to_prompt([{"role": "user", "content": text}])
+        return prompt_of(text, tokenizer, prompt_ids, is_base)
 
     if has_choices(path):
         return score_choices(model, tokenizer, path, ask, space=" " if is_base else "")

@@ -16,7 +16,8 @@ from eval_model import EvalConfig, load_stage
 from infra.chat import converse
 from infra.checkpoint import save_model
 from infra.cli import UserError
-from infra.commands import COMMANDS, Chat
+from infra.commands import COMMANDS
+from infra.conversation import Chat
 from infra.history import fit
 from infra.inside import token_probabilities
 from infra.questions import read_conversations
@@ -263,6 +264,36 @@ def test_other_stage_is_the_one_beside_the_folder(tokenizer, tmp_path, wide, cap
     assert (chat.config.model_mode, chat.model.config.num_attention_heads) == (1, 3)
     told = capsys.readouterr().err
     assert f"model 1, in {tmp_path / 'SFT'}" in told and "run pretrain.py first" in told
+
+
+@pytest.fixture
+def stages(tokenizer, tmp_path):
+    """A folder with two stages in it."""
+    for stage in ("pretrain", "distill"):
+        save_model(tiny_model(), tmp_path / stage, tokenizer, 128)
+    return tmp_path
+
+
+def test_stages_are_asked_the_same_under_one_seed(stages, wide, capsys):
+    answers = Answers(wide, "甲答", "<think>想</think>\n<answer>乙答")
+    chat = chat_with(answers, wide, model_dir=f"{stages}/distill", device="cpu", seed=7)
+    converse(chat, ["前面的话", "/compare 你好", "/compare"])
+    out, err = capsys.readouterr()
+    assert out.endswith("--- pretrained ---\n<think>想</think>\n<answer>乙答\n--- distilled ---\n甲答\n")
+    assert answers.prompts[1:] == [[1, *wide.encode("你好")], prompt_ids(wide, conversation("你好"))]
+    assert answers.seeds[1:] == [7, 7] and len(chat.messages) == 2
+    assert err.endswith("/compare: expected a question\n")
+
+
+def test_stages_stand_side_by_side_on_a_terminal(stages, wide, monkeypatch):
+    answers = Answers(wide, "甲答", "<think>想想</think>\n<answer>乙答</answer>" + "长" * 40)
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    monkeypatch.setenv("COLUMNS", "60")
+    converse(chat_with(answers, wide, model_dir=f"{stages}/distill", device="cpu"), ["/compare 你好"])
+    shown = re.sub("\x1b[^m]*m", "", terminal.getvalue())
+    assert re.search("pretrained +. distilled", shown)
+    assert re.search("甲答 +. 想想", shown) and "乙答" in shown and "think" not in shown
+    assert shown.count("长") == 40 and max(map(len, shown.splitlines())) <= 60
 
 
 # ---- from inside ----

@@ -88,6 +88,18 @@ def test_question_is_answered_with_its_numbers_and_commands_are_obeyed(opened):
     screen.wait_for("ended")
 
 
+def test_thinking_is_closed_and_folded_on_the_screen(opened):
+    screen = opened("--max_new_tokens 12")
+    screen.type("/think off")
+    screen.wait_for("thinks for at most 0 tokens")
+    screen.type("你好")
+    assert "<think>" not in screen.wait_for("of the context in use")
+    screen.type("/fold on")
+    screen.wait_for("folded to a line")
+    screen.type("/retry")
+    screen.wait_for("thought for 0.0 seconds")
+
+
 def test_ctrl_c_stops_the_reply_alone(opened):
     screen = opened("--max_new_tokens 4000 --temperature 1 --top_k 5")
     screen.type("你好")

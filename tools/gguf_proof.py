@@ -31,7 +31,9 @@ HARD_TEXTS = (
 )
 ASKED = ("小明有345个苹果，又买了278个，一共有多少个？", "你好", "Who are you?", "用一句话介绍一下长城。")
 NEW_TOKENS = 64
-LARGEST_DIFFERENCE = 0.05  # of logits; llama.cpp keeps keys and values in float16
+LARGEST_DIFFERENCE = (
+    0.2  # of logits: llama.cpp keeps keys and values in float16; a wrong weight makes several
+)
 
 
 def open_llama(path: Path, context: int):
@@ -62,8 +64,8 @@ def reply_of(llama, prompt: list[int], count: int) -> list[int]:
 def prove(folder: str | Path, path: Path, is_exact=True) -> str:
     """What llama.cpp says of the GGUF at `path`, an export of the checkpoint in `folder`, in a line.
 
-    Raises UserError where texts have other ids or, if `is_exact`, the weights being what they were, where
-    logits differ.
+    Raises UserError where texts have other ids or, if `is_exact`, where logits differ: the GGUF's weights are
+    then the checkpoint's.
     """
     model, tokenizer = WeakWater.from_pretrained(folder), ChatTokenizer(folder)
     context = min(tokenizer.max_length, model.config.max_position_embeddings)
