@@ -25,7 +25,7 @@ PARAMETER temperature {temperature}
 PARAMETER top_p {top_p}
 PARAMETER top_k 0
 PARAMETER repeat_penalty 1.0
-'''  # all tokens and no penalty, which are Ollama's defaults no more than ours
+'''  # top_k 0 is all tokens, of which Ollama otherwise takes 40; earlier releases penalized repetitions
 
 
 def write_modelfile(folder: str | Path, gguf: Path) -> Path:
