@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 
+from infra.checkpoint import promised_context
 from infra.cli import UserError
 from infra.commands import obey
 from infra.conversation import Chat
@@ -34,7 +35,7 @@ def converse(chat: Chat, lines: Iterable[str]) -> None:
 def reply(chat: Chat, question: str) -> None:
     """Print a reply and remember it. Raises UserError for a question that is too long."""
     model, tokenizer, config = chat.model, chat.tokenizer, chat.config
-    context = min(tokenizer.max_length, model.config.max_position_embeddings)
+    context = promised_context(model.config, tokenizer)
     if config.model_mode == 0:  # it has not learned to converse
         prompt = prompt_of(question, tokenizer, chat.prompt_ids, is_base=True)
     else:

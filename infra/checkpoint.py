@@ -113,6 +113,11 @@ def has_checkpoint(folder: str | Path) -> bool:
     return all(path.is_file() for path in (*weight_files(folder), Path(folder) / "config.json"))
 
 
+def promised_context(config: LLMConfig, tokenizer: ChatTokenizer) -> int:
+    """Tokens that a checkpoint was trained to see together, as its two files say."""
+    return min(tokenizer.max_length, config.max_position_embeddings)
+
+
 def find_checkpoint(folders: list[str], advice: str) -> Path:
     """The newest finished checkpoint among the folders or, if none is finished, the newest; tells which.
 

@@ -216,7 +216,7 @@ def test_preset_that_is_unknown_is_refused_with_those_that_are_known():
         LLMConfig.preset("huge")
 
 
-@pytest.mark.parametrize("name, millions", [("100m", 100), ("60m", 60), ("30m", 30), ("5m", 5), ("tiny", 3)])
+@pytest.mark.parametrize("name, millions", [("5m", 5), ("tiny", 3)])
 def test_presets_have_the_size_of_their_names(name, millions):
     with torch.device("meta"):
         model = WeakWater(PRESETS[name])

@@ -1,7 +1,7 @@
 """python tools/export_gguf.py out/distill --type q8_0
 
 Write a checkpoint as model.gguf, which llama.cpp, Ollama and their relatives read: weights, tokenizer and
-chat template. Beside it goes a Modelfile for `ollama create`. Where llama-cpp-python is installed, its ids,
+chat template. Beside it goes model.Modelfile, for Ollama. Where llama-cpp-python is installed, its ids,
 logits and greedy replies are then compared with the checkpoint's.
 
 Needs `pip install gguf`. The attention's queries and keys are reordered on the way: llama.cpp rotates
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 
 from dataset import CHAT_TEMPLATE
-from infra.checkpoint import EMBEDDING, HEAD, check_vocabulary, find_checkpoint
+from infra.checkpoint import EMBEDDING, HEAD, check_vocabulary, find_checkpoint, promised_context
 from infra.cli import UserError, make_parser, run_script
 from infra.files import write_atomically
 from infra.tokenizer import BOS, EOS, PAD, TAGS, ChatTokenizer
@@ -40,8 +40,9 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def export_gguf(folder: str | Path, path: str | Path, type: str = "f32") -> Path:
-    """Write the checkpoint in `folder` to `path`, its matrices in one of TYPES."""
+def export_gguf(folder: str | Path, path: str | Path, matrix_type: str = "f32") -> Path:
+    """Write the checkpoint in `folder` to `path`, its matrices in one of TYPES. Raises FileNotFoundError if
+    there is none."""
     folder = find_checkpoint([folder], "expected the folder of a checkpoint, such as out/SFT")
     try:
         import gguf
@@ -52,12 +53,14 @@ def export_gguf(folder: str | Path, path: str | Path, type: str = "f32") -> Path
 
     def write(temporary):
         writer = gguf.GGUFWriter(temporary, "llama")
-        add_shape(writer, model.config, tokenizer.max_length)
-        writer.add_file_type(gguf.LlamaFileType["ALL_F32" if type == "f32" else f"MOSTLY_{type.upper()}"])
+        add_shape(writer, model.config, promised_context(model.config, tokenizer))
+        prefix = "ALL" if matrix_type == "f32" else "MOSTLY"
+        writer.add_file_type(gguf.LlamaFileType[f"{prefix}_{matrix_type.upper()}"])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_tokenizer(writer, tokenizer, gguf.TokenType)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
-        for name, array in weights(model):
-            kept_as = gguf.GGMLQuantizationType[tensor_type(name, array, type).upper()]
+        for name, array in named_arrays(model):
+            kept_as = gguf.GGMLQuantizationType[tensor_type(name, array, matrix_type).upper()]
             data = gguf.quants.quantize(array, kept_as)
             writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), data, raw_dtype=kept_as)
         writer.write_header_to_file()
@@ -69,9 +72,9 @@ def export_gguf(folder: str | Path, path: str | Path, type: str = "f32") -> Path
     return Path(path)
 
 
-def add_shape(writer, config, trained_length: int) -> None:
+def add_shape(writer, config, context: int) -> None:
     writer.add_name("WeakWater")
-    writer.add_context_length(min(trained_length, config.max_position_embeddings))
+    writer.add_context_length(context)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_feed_forward_length(config.intermediate_size)
@@ -101,7 +104,7 @@ def add_tokenizer(writer, tokenizer: ChatTokenizer, types) -> None:
     writer.add_chat_template(MARKERS.sub("", template if isinstance(template, str) else CHAT_TEMPLATE))
 
 
-def weights(model: WeakWater):
+def named_arrays(model: WeakWater):
     """Yields (Hugging Face's name, array) of each tensor, a tied head left out."""
     config = model.config
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -112,16 +115,16 @@ def weights(model: WeakWater):
         yield name, interleave(tensor.numpy(), heads[layer]) if layer in heads else tensor.numpy()
 
 
-def tensor_type(name: str, array: np.ndarray, type: str) -> str:
-    """What a tensor is kept as where matrices are to be `type`: gains stay f32, the embedding and the head
-    are q8_0 at least, and rows that are no whole blocks are f16."""
+def tensor_type(name: str, array: np.ndarray, matrix_type: str) -> str:
+    """What a tensor is kept as: gains stay f32, the embedding and the head are q8_0 at least, and rows that
+    are no whole blocks are f16."""
     if array.ndim < 2:
         return "f32"
-    if not type.startswith("q"):
-        return type
+    if not matrix_type.startswith("q"):
+        return matrix_type
     if array.shape[1] % BLOCK:
         return "f16"
-    return "q8_0" if name in (EMBEDDING, HEAD) else type
+    return "q8_0" if name in (EMBEDDING, HEAD) else matrix_type
 
 
 def main(argv=None):
@@ -132,11 +135,11 @@ def main(argv=None):
     args = parser.parse_args(argv)
     path = export_gguf(args.folder, args.out or Path(args.folder) / "model.gguf", args.type)
     print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    print(f"{write_modelfile(args.folder, path)}: for ollama create")
     if find_spec("llama_cpp"):
-        print(prove(args.folder, path, is_exact=args.type == "f32"))
+        print(prove(args.folder, path, keeps_weights=args.type == "f32"))
     else:
         print("not compared with the checkpoint in llama.cpp: pip install llama-cpp-python")
+    print(f"for Ollama: ollama create NAME -f {write_modelfile(args.folder, path)}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""What Ollama needs beside a GGUF: a Modelfile, whose template writes the prompt as dataset.render does."""
+"""What Ollama needs beside a GGUF: a Modelfile, whose template writes the prompt as dataset.render does.
+
+But for two things: Ollama keeps the blanks around a message, and joins neighbours of one role into one.
+"""
 
 from pathlib import Path
 
 from dataset import DEFAULT_SYSTEM
-from infra.checkpoint import SAMPLED
-from infra.config_json import read_json
+from infra.checkpoint import SAMPLED, promised_context
+from infra.config_json import read_config
 from infra.files import write_text
+from infra.tokenizer import ChatTokenizer
 
 # Go's text/template. Ollama puts SYSTEM before a conversation that has no system message. A conversation that
 # ends with an assistant's message asks to go on with that.
@@ -29,11 +33,11 @@ PARAMETER repeat_penalty 1.0
 
 
 def write_modelfile(folder: str | Path, gguf: Path) -> Path:
-    """Write a Modelfile beside `gguf`, the export of the checkpoint in `folder`; returns its path."""
-    context = read_json(folder)["max_position_embeddings"]
+    """Write NAME.Modelfile beside NAME.gguf, the export of the checkpoint in `folder`; returns its path."""
+    context = promised_context(read_config(folder), ChatTokenizer(folder))
     room = min(SAMPLED["max_new_tokens"], context // 2)
     sampling = {name: SAMPLED[name] for name in ("temperature", "top_p")}
     named = {"gguf": gguf.name, "system": DEFAULT_SYSTEM, "template": TEMPLATE}
-    path = gguf.with_name("Modelfile")
+    path = gguf.with_suffix(".Modelfile")
     write_text(path, MODELFILE.format(**named, **sampling, context=context, room=room))
     return path
