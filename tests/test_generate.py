@@ -74,17 +74,18 @@ def test_penalty_is_that_of_hugging_face_for_negative_logits_too():
     torch.testing.assert_close(penalize(logits, seen, 1.7), expected)
 
 
-def test_penalized_replies_are_those_of_hugging_face_together_and_alone(tmp_path):
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_replies_are_those_of_hugging_face_with_a_penalty_and_without(penalty, tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = tiny_model()
     save_model(model, tmp_path)
     theirs, prompts = AutoModelForCausalLM.from_pretrained(tmp_path).float(), [[5, 6, 7, 8], [9, 10]]
-    how = {"max_new_tokens": 20, "do_sample": False, "repetition_penalty": 1.3}
+    how = {"max_new_tokens": 20, "do_sample": False, "repetition_penalty": penalty}
     alone = [theirs.generate(torch.tensor([ids]), **how)[0, len(ids) :].tolist() for ids in prompts]
-    found = generate(model, prompts, Sampling(max_new_tokens=20, repetition_penalty=1.3))
+    found = generate(model, prompts, Sampling(max_new_tokens=20, repetition_penalty=penalty))
     assert found == [ids[: ids.index(END)] if END in ids else ids for ids in alone]
-    assert found != generate(model, prompts, Sampling(max_new_tokens=20))
+    assert (found == generate(model, prompts, Sampling(max_new_tokens=20))) == (penalty == 1)
 
 
 def test_temperature_sharpens_by_its_formula():
