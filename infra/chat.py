@@ -1,6 +1,5 @@
 """Line after line of a chat: a question is answered, a command obeyed."""
 
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,7 +8,7 @@ from functools import partial
 from infra.checkpoint import promised_context
 from infra.cli import UserError
 from infra.commands import obey
-from infra.conversation import Chat
+from infra.conversation import Chat, tell
 from infra.history import fit
 from infra.questions import prompt_of
 from infra.terminal import as_text, print_stats, print_stream
@@ -27,7 +26,7 @@ def converse(chat: Chat, lines: Iterable[str]) -> None:
         except (UserError, OSError) as error:
             if has_prompt or isinstance(error, BrokenPipeError):
                 raise
-            print(error, file=sys.stderr)
+            tell(str(error))
         if chat.has_ended:
             return
 

@@ -38,7 +38,7 @@ def has_system(chat: Chat) -> bool:
     return bool(chat.messages) and chat.messages[0]["role"] == "system"
 
 
-def undo(chat: Chat, _: str) -> str | None:
+def undo(chat: Chat, _: str) -> str:
     """Forget the last question and its reply; returns the question."""
     asked = [number for number, message in enumerate(chat.messages) if message["role"] == "user"]
     if not asked:

@@ -46,5 +46,11 @@ def until_it_circles(ids: Iterable[int]) -> Iterator[int]:
     for id in ids:
         yield id
         tail = [*tail[1 - CIRCLE :], id]
-        if len(tail) == CIRCLE and any(tail[n:] == tail[:-n] for n in range(1, LONGEST_PERIOD + 1)):
+        if len(tail) == CIRCLE and repeats(tail):
             raise InCircles
+
+
+def repeats(ids: list[int]) -> bool:
+    """Whether the ids are one period again and again, of LONGEST_PERIOD at most."""
+    periods = (n for n in range(1, LONGEST_PERIOD + 1) if ids[-1] == ids[-1 - n])  # most are none at once
+    return any(ids[n:] == ids[:-n] for n in periods)
