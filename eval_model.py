@@ -4,10 +4,11 @@ Talk with the pretrained (0), SFT (1), distilled (2) or rewarded (3) model, or l
 
     python eval_model.py --model_mode 2 --prompt "小明有345个苹果，又买了278个，一共有多少个？"
     python eval_model.py --model_mode 2 --score r1_test.jsonl
+    python eval_model.py --model_mode 2 --web
 
 --score also takes texts, whose loss it tells, and multiple choice: {"question", "choices", "answer"}. Mode 0
 has not learned to converse: it continues texts. Mode 1 takes the newest finished one of out/SFT_1024 and
-out/SFT. In a chat, /help lists what else can be done.
+out/SFT. In a chat, /help lists what else can be done; --web opens a page that shows replies from inside.
 """
 
 from dataclasses import dataclass, replace
@@ -41,6 +42,8 @@ class EvalConfig(Sampling):
     prompt: str = flag(None, "answer this and exit")
     score: str = flag("", "answer a JSONL file's questions, print the share of right answers, and exit")
     score_out: str = flag("", "a JSON file for what --score finds, line by line")
+    web: bool = flag(False, "the chat as a page in a browser on this machine")
+    port: int = flag(8000, "of the page", least=0, most=65535)
     device: str = flag("", DEVICES_HELP)
 
 
@@ -72,8 +75,12 @@ def main(argv=None):
     model, tokenizer = load(config)
     if config.score:
         return report(*score_file(model, tokenizer, config, prompt_ids, judged_replies), config)
-    greeting = GREETING if config.model_mode else f"{GREETING} This model continues texts."
     chat = Chat(model, tokenizer, config, stream, prompt_ids, load_stage)
+    if config.web:
+        from infra.web import serve  # a server is loaded for nothing else
+
+        return serve(chat, config.port)
+    greeting = GREETING if config.model_mode else f"{GREETING} This model continues texts."
     converse(chat, typed_lines(greeting, config.prompt, COMMANDS))
 
 

@@ -2,17 +2,13 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import replace
-from functools import partial
 
 from infra.checkpoint import promised_context
 from infra.cli import UserError
 from infra.commands import obey
 from infra.conversation import Chat, tell
-from infra.history import fit
-from infra.questions import prompt_of
+from infra.reply import prompt_for, reply_ids
 from infra.terminal import as_text, print_stats, print_stream
-from infra.thinking import limit_thinking, until_it_circles
 
 
 def converse(chat: Chat, lines: Iterable[str]) -> None:
@@ -33,31 +29,20 @@ def converse(chat: Chat, lines: Iterable[str]) -> None:
 
 def reply(chat: Chat, question: str) -> None:
     """Print a reply and remember it. Raises UserError for a question that is too long."""
-    model, tokenizer, config = chat.model, chat.tokenizer, chat.config
-    context = promised_context(model.config, tokenizer)
-    if config.model_mode == 0:  # it has not learned to converse
-        prompt = prompt_of(question, tokenizer, chat.prompt_ids, is_base=True)
-    else:
-        room = context - min(config.max_new_tokens, context // 2)
-        asked = [*chat.messages, {"role": "user", "content": question}]
-        prompt, chat.messages = fit(asked, room, partial(chat.prompt_ids, tokenizer))
-    answer = chat.answer
-    if chat.thinking is not None and config.model_mode:
-        answer = limit_thinking(answer, tokenizer, chat.thinking)
-    sampling = replace(config, seed=config.seed + chat.replies)  # asked again, it may answer otherwise
-    chat.replies += 1
+    prompt, messages = prompt_for(chat, question)
     start, ids = time.perf_counter(), []
     chat.prompt, chat.reply = prompt, ids
 
-    def counted():
-        for step in answer(model, [prompt], sampling, chat.shared):
-            if step[0] != model.config.eos_token_id:
-                ids.append(step[0])
-                yield step[0]
+    def remembered():
+        for id in reply_ids(chat, prompt):
+            ids.append(id)
+            yield id
 
-    text = print_stream(as_text(tokenizer, until_it_circles(counted())), chat.is_folded)
+    text = print_stream(as_text(chat.tokenizer, remembered()), chat.is_folded)
+    chat.replies += 1
+    context = promised_context(chat.model.config, chat.tokenizer)
     print_stats(len(ids), time.perf_counter() - start, len(prompt) + len(ids), context)
-    if config.model_mode:
+    if chat.config.model_mode:
         # a turn without a reply is forgotten: the next question would follow a question
-        answered = [*chat.messages, {"role": "assistant", "content": text}]
-        chat.messages = answered if text.strip() else chat.messages[:-1]
+        answered = [*messages, {"role": "assistant", "content": text}]
+        chat.messages = answered if text.strip() else messages[:-1]

@@ -3,12 +3,11 @@
 import sys
 
 from infra.cli import visible
-from infra.conversation import Chat
-from infra.questions import prompt_of
+from infra.conversation import STAGES, Chat, stages_of
+from infra.reply import prompt_for, reply_ids
 from infra.terminal import is_terminal
+from infra.thinking import IN_CIRCLES, InCircles
 from infra.tokenizer import TAGS
-
-STAGES = ("pretrained", "SFT", "distilled", "rewarded")  # by their --model_mode
 
 
 def compare(chat: Chat, question: str) -> None:
@@ -18,28 +17,21 @@ def compare(chat: Chat, question: str) -> None:
     """
     replies = {}
     try:
-        for mode, name in enumerate(STAGES):
+        for asked in stages_of(chat):
+            name, ids = STAGES[asked.config.model_mode], []
             try:
-                model, tokenizer = model_of(chat, mode)
-            except FileNotFoundError:
-                continue  # it was not trained
-            prompt = prompt_of(question, tokenizer, chat.prompt_ids, is_base=mode == 0)
-            steps = chat.answer(model, [prompt], chat.config, {})
-            ids = [step[0] for step in steps if step[0] != model.config.eos_token_id]
-            replies[name] = visible(tokenizer.decode(ids).strip())
+                for id in reply_ids(asked, prompt_for(asked, question)[0]):
+                    ids.append(id)
+                ending = ""
+            except InCircles:
+                ending = IN_CIRCLES
+            replies[name] = visible(asked.tokenizer.decode(ids).strip()) + ending
     except KeyboardInterrupt:
         print("[stopped]", file=sys.stderr)
     if is_terminal(sys.stdout):
         return print_columns(replies)
     for name, text in replies.items():
         print(f"--- {name} ---\n{text}")
-
-
-def model_of(chat: Chat, mode: int):
-    """(model, tokenizer) of a stage. Raises FileNotFoundError if there is none."""
-    if mode == chat.config.model_mode:
-        return chat.model, chat.tokenizer
-    return chat.load_stage(chat.config, mode)[1:]
 
 
 def print_columns(replies: dict[str, str]) -> None:

@@ -1,10 +1,12 @@
 """What a chat consists of."""
 
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 
 from infra.cli import visible
+
+STAGES = ("pretrained", "SFT", "distilled", "rewarded")  # by their --model_mode
 
 
 @dataclass
@@ -25,6 +27,19 @@ class Chat:
     shared: dict = field(default_factory=dict)  # what replies of one model share
     prompt: list[int] = field(default_factory=list)  # of the last reply
     reply: list[int] = field(default_factory=list)
+
+
+def stages_of(chat: Chat) -> Iterator[Chat]:
+    """A chat without turns for each stage that there is."""
+    for mode in range(len(STAGES)):
+        config, model, tokenizer = chat.config, chat.model, chat.tokenizer
+        try:
+            if mode != chat.config.model_mode:
+                config, model, tokenizer = chat.load_stage(chat.config, mode)
+        except FileNotFoundError:
+            continue  # it was not trained
+        new = {"messages": [], "replies": 0, "shared": {}, "prompt": [], "reply": []}
+        yield replace(chat, config=config, model=model, tokenizer=tokenizer, **new)
 
 
 def tell(text: str) -> None:

@@ -78,11 +78,14 @@ def parse_line(line: bytes, field: str):
         check_text(content, '"text"')
     else:
         check_messages(content)
+        if all(message["role"] != "assistant" for message in content):
+            reason = "found none: there is nothing to learn from"
+            raise BadLine("no reply", f"expected a message of the assistant, {reason}")
     return content
 
 
 def check_messages(messages: list) -> None:
-    """Raises BadLine for a list that is not a conversation with a reply."""
+    """Raises BadLine for a list that is not a conversation."""
     if not messages:
         raise BadLine("no messages", 'expected messages under "conversations", found an empty list')
     for number, message in enumerate(messages, 1):
@@ -97,10 +100,6 @@ def check_messages(messages: list) -> None:
             expected = f"a text as the content of message {number}"
             raise BadLine("broken message", f"expected {expected}, found {describe(content)}")
         check_text(content, f"message {number}")
-    if all(message["role"] != "assistant" for message in messages):
-        raise BadLine(
-            "no reply", "expected a message of the assistant, found none: there is nothing to learn from"
-        )
 
 
 def check_text(text: str, where: str) -> None:

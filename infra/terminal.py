@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from infra.cli import visible
-from infra.thinking import InCircles
+from infra.thinking import IN_CIRCLES, InCircles
 from infra.tokenizer import TAGS
 
 DIM, PLAIN = "\033[2m", "\033[0m"
@@ -80,7 +80,7 @@ def print_stream(texts: Iterable[str], is_folded=False) -> str:
     except KeyboardInterrupt:
         print(" [stopped]", end="")
     except InCircles:
-        print(" [stopped: it repeats itself]", end="")
+        print(IN_CIRCLES, end="")
     reply = "".join(parts)
     print((PLAIN if has_colours else "") + ("" if reply.strip() else "(an empty reply)"))
     return reply

@@ -7,6 +7,7 @@ from infra.tokenizer import TAGS
 
 OPENED, CLOSED, ANSWER = TAGS["<think>"], TAGS["</think>"], TAGS["<answer>"]
 CIRCLE, LONGEST_PERIOD = 96, 32  # tokens: three rounds at least
+IN_CIRCLES = " [stopped: it repeats itself]"
 
 
 class InCircles(Exception):

@@ -22,7 +22,7 @@ from infra.history import fit
 from infra.inside import token_probabilities
 from infra.questions import read_conversations
 from infra.terminal import DIM, PLAIN, as_text, print_stream, typed_lines
-from infra.thinking import limit_thinking
+from infra.thinking import CIRCLE, IN_CIRCLES, limit_thinking
 from infra.tokenizer import ChatTokenizer
 
 END = 2
@@ -286,14 +286,22 @@ def test_stages_are_asked_the_same_under_one_seed(stages, wide, capsys):
 
 
 def test_stages_stand_side_by_side_on_a_terminal(stages, wide, monkeypatch):
-    answers = Answers(wide, "甲答", "<think>想想</think>\n<answer>乙答</answer>" + "长" * 40)
+    answers = Answers(wide, "甲答", "<think>想想</think>\n<answer>乙答</answer>" + "长" * 30)
     monkeypatch.setattr(sys, "stdout", terminal := Terminal())
     monkeypatch.setenv("COLUMNS", "60")
     converse(chat_with(answers, wide, model_dir=f"{stages}/distill", device="cpu"), ["/compare 你好"])
     shown = re.sub("\x1b[^m]*m", "", terminal.getvalue())
     assert re.search("pretrained +. distilled", shown)
     assert re.search("甲答 +. 想想", shown) and "乙答" in shown and "think" not in shown
-    assert shown.count("长") == 40 and max(map(len, shown.splitlines())) <= 60
+    assert shown.count("长") == 30 and max(map(len, shown.splitlines())) <= 60
+
+
+def test_reply_in_circles_is_stopped_beside_the_others(stages, wide, capsys):
+    answers = Answers(wide, "长" * 60, "短")
+    converse(chat_with(answers, wide, model_dir=f"{stages}/distill", device="cpu"), ["/compare 你好"])
+    circle = "长" * (CIRCLE // len(wide.encode("长")))
+    expected = f"--- pretrained ---\n{circle}{IN_CIRCLES}\n--- distilled ---\n短\n"
+    assert capsys.readouterr().out == expected
 
 
 # ---- from inside ----

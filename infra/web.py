@@ -1,0 +1,174 @@
+"""The chat as a page: a server for this machine alone, and one generation at a time.
+
+The browser keeps the conversation and sends all of it with each question, so that tabs do not meet. One
+thread owns the models; what it makes goes to the browser as server-sent events, until the browser has gone.
+"""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import uvicorn
+from sse_starlette import EventSourceResponse
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse
+from starlette.routing import Route
+
+from infra.checkpoint import promised_context
+from infra.cli import UserError
+from infra.commands import SET
+from infra.conversation import STAGES, Chat, stages_of
+from infra.reply import prompt_for, reply_ids
+from infra.terminal import as_text
+from infra.thinking import InCircles
+from infra.tokenizer import TAGS
+from infra.web_guard import OwnPageOnly, page_headers
+from infra.web_requests import body_of, chat_of, position_of, reply_of, stage_of
+from infra.xray import describe_reply, describe_step
+
+HOST, PAGE = "127.0.0.1", Path(__file__).with_name("page.html")
+MOST_WAITING = 8  # replies, the one that is being made included
+
+
+def serve(chat: Chat, port: int) -> None:
+    """Serve the page until Ctrl-C, with a chat's stage and the others that there are.
+
+    Raises UserError for a port that is taken.
+    """
+    try:
+        listener = socket.create_server((HOST, port))
+    except OSError as error:
+        raise UserError(f"--port {port} cannot be used ({error.strerror}): pass another one") from None
+    port = listener.getsockname()[1]
+    print(f"the chat is at http://{HOST}:{port} (Ctrl-C ends the program)", flush=True)
+    settings = uvicorn.Config(application(chat, port), log_level="warning", timeout_graceful_shutdown=1)
+    uvicorn.Server(settings).run(sockets=[listener])
+
+
+def application(chat: Chat, port: int) -> Starlette:
+    desk = Desk(chat)
+    routes = {"/reply": desk.reply, "/xray": desk.xray, "/step": desk.step}
+    return Starlette(
+        routes=[
+            Route("/", show_page),
+            Route("/about", desk.about),
+            *(Route(path, answer, methods=["POST"]) for path, answer in routes.items()),
+        ],
+        middleware=[Middleware(OwnPageOnly, hosts=(f"{HOST}:{port}", f"localhost:{port}"))],
+        exception_handlers={
+            UserError: lambda request, error: JSONResponse({"error": str(error)}, 400),
+            HTTPException: lambda request, error: JSONResponse({"error": error.detail}, error.status_code),
+        },
+    )
+
+
+async def show_page(request: Request) -> HTMLResponse:
+    page = PAGE.read_text(encoding="utf-8")
+    return HTMLResponse(page, headers=page_headers(page))
+
+
+class Desk:
+    """Where requests wait for the one thread that owns the models."""
+
+    def __init__(self, chat: Chat):
+        self.chats = {stage.config.model_mode: stage for stage in stages_of(chat)}
+        self.config, self.waiting = chat.config, 0
+        self.thread = ThreadPoolExecutor(1)
+
+    async def about(self, request: Request) -> JSONResponse:
+        """The stages that there are, and the sampling that the program was started with."""
+        stages = [
+            {
+                "mode": mode,
+                "name": STAGES[mode],
+                "parameters": chat.model.num_parameters(),
+                "context": promised_context(chat.model.config, chat.tokenizer),
+            }
+            for mode, chat in self.chats.items()
+        ]
+        sampling = {name: getattr(self.config, name) for name in SET}
+        return JSONResponse(
+            {"stages": stages, "mode": self.config.model_mode, "sampling": sampling, "tags": TAGS}
+        )
+
+    async def reply(self, request: Request) -> EventSourceResponse:
+        """{"mode", "messages", "sampling", "thinking"} -> events: the prompt, token after token, the end."""
+        chat, question = chat_of(self.chats, await body_of(request))
+        prompt, kept = prompt_for(chat, question)
+        if self.waiting >= MOST_WAITING:
+            raise HTTPException(503, f"{self.waiting} replies are waited for already: try again later")
+        left_out = len(chat.messages) + 1 - len(kept)
+        return EventSourceResponse(self.events(chat, prompt, left_out), sep="\n")
+
+    async def events(self, chat: Chat, prompt: list[int], left_out: int) -> AsyncIterator[dict]:
+        """The parts of a reply as JSON. When the browser goes, the thread turns to the next one."""
+        made, has_gone, loop = asyncio.Queue(), Event(), asyncio.get_running_loop()
+
+        def work():
+            try:
+                for part in parts_of(chat, prompt):
+                    if has_gone.is_set():
+                        return
+                    loop.call_soon_threadsafe(made.put_nowait, part)
+            finally:
+                loop.call_soon_threadsafe(made.put_nowait, None)
+
+        self.waiting += 1
+        try:
+            begin = {"prompt": prompt, "left_out": left_out, "before": self.waiting - 1}
+            yield {"data": json.dumps(begin)}
+            working = self.thread.submit(work)
+            while (part := await made.get()) is not None:
+                yield {"data": json.dumps(part)}
+            working.result()  # raises what it raised
+        finally:
+            has_gone.set()
+            self.waiting -= 1
+
+    async def xray(self, request: Request) -> JSONResponse:
+        """{"mode", "prompt", "reply"} -> what `describe_reply` tells."""
+        body = await body_of(request)
+        chat = stage_of(self.chats, body)
+        return await self.described(describe_reply, chat, *reply_of(chat, body))
+
+    async def step(self, request: Request) -> JSONResponse:
+        """{"mode", "prompt", "reply", "position"} -> what `describe_step` tells."""
+        body = await body_of(request)
+        chat = stage_of(self.chats, body)
+        prompt, reply = reply_of(chat, body)
+        position = position_of(reply, body)
+        return await self.described(describe_step, chat, prompt + reply[:position], reply[position])
+
+    async def described(self, describe: Callable, chat: Chat, *ids) -> JSONResponse:
+        working = self.thread.submit(describe, chat.model, chat.tokenizer, *ids)
+        return JSONResponse(await asyncio.wrap_future(working))
+
+
+def parts_of(chat: Chat, prompt: list[int]) -> Iterator[dict]:
+    """{"ids", "text"} whenever characters are complete, then {"ids", "why", "seconds", "used"}."""
+    start, ids, sent, why = time.perf_counter(), [], 0, "end"
+
+    def counted():
+        for id in reply_ids(chat, prompt):
+            ids.append(id)
+            yield id
+
+    try:
+        for text in as_text(chat.tokenizer, counted()):
+            yield {"ids": ids[sent:], "text": text}
+            sent = len(ids)
+        room = chat.model.config.max_position_embeddings - len(prompt)
+        if len(ids) >= min(chat.config.max_new_tokens, room):
+            why = "length"
+    except InCircles:
+        why = "circle"
+    used = (len(prompt) + len(ids)) / promised_context(chat.model.config, chat.tokenizer)
+    yield {"ids": ids[sent:], "why": why, "seconds": time.perf_counter() - start, "used": used}
