@@ -36,6 +36,7 @@ from infra.xray import describe_reply, describe_step
 
 HOST, PAGE = "127.0.0.1", Path(__file__).with_name("page.html")
 MOST_WAITING = 8  # replies, the one that is being made included
+PAUSE = 0.02  # seconds between two events: one for each token would take time from the model
 
 
 def serve(chat: Chat, port: int) -> None:
@@ -109,7 +110,7 @@ class Desk:
         return EventSourceResponse(self.events(chat, prompt, left_out), sep="\n")
 
     async def events(self, chat: Chat, prompt: list[int], left_out: int) -> AsyncIterator[dict]:
-        """The parts of a reply as JSON. When the browser goes, the thread turns to the next one."""
+        """Parts of a reply, some in each event. When the browser goes, the thread turns to the next reply."""
         made, has_gone, loop = asyncio.Queue(), Event(), asyncio.get_running_loop()
 
         def work():
@@ -123,11 +124,15 @@ class Desk:
 
         self.waiting += 1
         try:
-            begin = {"prompt": prompt, "left_out": left_out, "before": self.waiting - 1}
-            yield {"data": json.dumps(begin)}
-            working = self.thread.submit(work)
-            while (part := await made.get()) is not None:
-                yield {"data": json.dumps(part)}
+            working, before = self.thread.submit(work), self.waiting - 1
+            yield {"data": json.dumps([{"prompt": prompt, "left_out": left_out, "before": before}])}
+            parts = []
+            while parts[-1:] != [None]:
+                parts = [await made.get()]
+                while not made.empty():
+                    parts.append(made.get_nowait())
+                yield {"data": json.dumps([part for part in parts if part])}
+                await asyncio.sleep(PAUSE)
             working.result()  # raises what it raised
         finally:
             has_gone.set()

@@ -67,10 +67,11 @@ class Server:
             return error.code, error.read().decode()
 
     def ask(self, **body):
-        """The events of a reply."""
+        """The parts of a reply."""
         status, text = self.post("/reply", {"mode": 2, "messages": ASKED, **body})
         assert status == 200, text
-        return [json.loads(line[5:]) for line in text.splitlines() if line.startswith("data:")]
+        events = [line[5:] for line in text.splitlines() if line.startswith("data:")]
+        return [part for event in events for part in json.loads(event)]
 
     def open_reply(self):
         """A connection on which a reply has begun."""
@@ -82,7 +83,7 @@ class Server:
         while b'"before"' not in received:
             received += (more := connection.recv(4096))
             assert more, received
-        return connection, json.loads(re.search(rb"data: (.*)", received)[1])
+        return connection, json.loads(re.search(rb"data: (.*)", received)[1])[0]
 
     def close(self):
         self.server.should_exit = True

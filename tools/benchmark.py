@@ -4,6 +4,7 @@ Measure this project beside transformers' Llama of the same sizes and write benc
 
     python tools/benchmark.py train      useful tokens a second, share of the matrix peak, peak memory
     python tools/benchmark.py generate   tokens a second of prefill and of decoding, one by one and together
+    python tools/benchmark.py chat       seconds to the first token, tokens a second: what the chat costs
     python tools/benchmark.py start      seconds from the command to the first step, cold and warm token cache
     python tools/benchmark.py tokenize   megabytes a second and peak memory of making the token cache
     python tools/benchmark.py learn      seconds and peak memory of learning the tokenizer
@@ -45,6 +46,7 @@ from infra.device import pick_device, pick_dtype
 from infra.files import write_json
 from infra.jsonl import detect_field
 from infra.text_sample import sample_lines, texts_of
+from tools.chat_speed import measure_chat
 from tools.measures import (
     OPTIMIZERS,
     BenchmarkConfig,
@@ -69,6 +71,7 @@ FLAGS |= {"max_seq_len", "num_workers", "compile", "dtype", "device"}
 CANDIDATES = {  # how to measure it, and the candidates, the one to compare with first
     "train": (measure_train, ["weakwater", "weakwater eager", *EAGER, *COMPILED]),
     "generate": (measure_generate, ["weakwater", "transformers", "llama.cpp"]),
+    "chat": (measure_chat, ["bare loop", "terminal", "page"]),
     "start": (measure_start, ["cold", "warm"]),
     "tokenize": (measure_tokenize, ["weakwater"]),
     "learn": (measure_learn, ["weakwater", "tokens of any length"]),
