@@ -141,7 +141,7 @@ def main(argv=None):
     report.write()
     told = heard(print_conversations, stages, folder, config)
     print_table(trained, COLUMNS)
-    folders = {name: stage.folder for name, stage in stages.items()}
+    folders = [stage.folder for stage in stages.values()]
     page = write_pipeline_report(folder, trained, COLUMNS, told, folders)
     last = folder / stage.folder
     print(f"{report.parts['seconds']:.0f} seconds in all, {speed} useful tokens a second in training")

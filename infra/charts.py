@@ -43,11 +43,11 @@ def points_of(lines: list[dict], key: str, x: str = "step") -> Points:
 
 
 def smooth(points: Points) -> Points:
-    """Each value as the mean of itself and its neighbours, a fortieth of all points on either side.
+    """Each value as the mean of itself and its neighbours, a twentieth of all points on either side.
 
     Near an end there are fewer, as many before as after: the values 6, 3, 0, 3 become 6, 3, 2, 3.
     """
-    values, reach = np.array([y for _, y in points]), max(1, len(points) // 40)
+    values, reach = np.array([y for _, y in points]), max(1, len(points) // 20)
     sides = [min(reach, place, len(points) - 1 - place) for place in range(len(points))]
     means = [values[place - side : place + side + 1].mean() for place, side in enumerate(sides)]
     return [(x, float(mean)) for (x, _), mean in zip(points, means)]
@@ -68,9 +68,9 @@ def line_chart(curves: dict[str, Points], label: str, x="step", title="", dots=N
     for (legend, points), colour, style in zip(curves.items(), cycle(COLOURS), cycle(STYLES)):
         if points:
             if dots and legend in dots:
-                axes.plot(*zip(*dots[legend]), ".", color=colour, alpha=0.3, markersize=4)
+                axes.plot(*zip(*dots[legend]), ".", color=colour, alpha=0.35, markersize=5)
             marker = "o" if len(points) < 30 else None
-            axes.plot(*zip(*points), style, color=colour, label=legend, marker=marker, markersize=3)
+            axes.plot(*zip(*points), style, color=colour, label=legend, marker=marker, markersize=4)
     axes.set(xlabel=x, ylabel=label, title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)

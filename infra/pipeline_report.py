@@ -33,32 +33,21 @@ def heard(tell: Callable, *args) -> str:
     return told.getvalue()
 
 
-def write_pipeline_report(
-    folder: Path, rows: dict[str, dict], columns: tuple, told: str, stages: dict
-) -> Path:
-    """Write report.html, of which it returns the path.
+def write_pipeline_report(folder: Path, rows: dict[str, dict], columns, told: str, stages: list[str]) -> Path:
+    """Write report.html into `folder` and return its path.
 
-    rows: of numbers, by stage; told: the stages' conversations; stages: the folder of each, below `folder`.
+    rows: numbers by stage; told: the stages' conversations; stages: their folders, below `folder`.
     """
-    body = [[name, *cell_texts(row, columns)] for name, row in rows.items()]
-    parts = [element("h1", folder.name), table(["stage", *map(words, columns)], body, "numbers")]
-    parts += ["<h2>Conversations</h2>", element("pre", told.strip())]
-    pages = {name: folder / stage / "report.html" for name, stage in stages.items()}
-    pages = {name: path for name, path in pages.items() if path.is_file()}  # none of an interrupted upgrade
-    links = [
-        f'<a href="{safe(path.relative_to(folder).as_posix())}">{safe(name)}</a>'
-        for name, path in pages.items()
-    ]
-    parts += ["<h2>Stages</h2>", f"<p>Each is below, and on a page of its own: {', '.join(links)}</p>"]
-    for path in pages.values():
+    head = ["stage", *(name.replace("_", " ") for name in columns)]
+    cells = [[name, *(number_text(key, row.get(key, "-")) for key in columns)] for name, row in rows.items()]
+    parts = [element("h1", folder.name), table(head, cells, "numbers")]
+    parts += ["<h2>Conversations</h2>", element("pre", told.strip()), "<h2>Stages</h2>"]
+    paths = [folder / stage / "report.html" for stage in stages]
+    paths = [path for path in paths if path.is_file()]  # earlier versions wrote none
+    names = [safe(path.parent.name) for path in paths]
+    links = ", ".join(f'<a href="{name}/report.html">{name}</a>' for name in names)
+    parts.append(f"<p>Each is below, and on a page of its own: {links}</p>")
+    for path in paths:
         parts.append(f'<section class="stage">{body_of(path.read_text(encoding="utf-8"))}</section>')
     write_text(folder / "report.html", page(f"{folder}", "".join(parts)))
     return folder / "report.html"
-
-
-def cell_texts(row: dict, columns: tuple) -> list[str]:
-    return [number_text(name, row[name]) if name in row else "-" for name in columns]
-
-
-def words(name: str) -> str:
-    return name.replace("_", " ")

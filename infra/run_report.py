@@ -26,9 +26,7 @@ OF_TRAINING = {"loss": "{:.4f}", "tokens": "{:,}", "seconds": "{:,.0f}", "droppe
 SMOOTH = (
     "Faint: each logged loss, the mean of its interval. Line: the mean of each of them and its neighbours,"
 )
-SMOOTH += (
-    " a fortieth of all on either side (at least one), and fewer near the ends. Validation: as measured."
-)
+SMOOTH += " a twentieth of all on either side (at least one), and fewer near the ends."
 
 
 def write_report(config, rows, model) -> None:
@@ -54,7 +52,7 @@ def origin(config, rows, model) -> str:
     versions = [f"Python {platform.python_version()}", f"torch {torch.__version__}"]
     with suppress(metadata.PackageNotFoundError):  # no stage needs it
         versions.append(f"transformers {metadata.version('transformers')}")
-    versions += [platform.platform(), name, f"{world_size()} process(es)"]
+    versions += [platform.platform(), name, f"processes: {world_size()}"]
     command = " ".join(element("span", word, "flag") for word in command_of(config))
     return (
         element("h1", config.stage)
@@ -99,13 +97,13 @@ def last_values(lines: list[dict]) -> dict[str, str]:
 
 
 def measured(lines: list[dict]) -> list[str]:
-    """The names of the numbers of the last validation."""
+    """The names of what the last validation measured, as far as these are numbers."""
     validations = [line for line in lines if "val_loss" in line]
     last = validations[-1] if validations else {}
     return [
         name
         for name, value in last.items()
-        if isinstance(value, int | float) and name not in ("step", "val_seconds")
+        if isinstance(value, int | float) and name not in ("step", "tokens", "val_seconds")
     ]
 
 
@@ -120,7 +118,10 @@ def curves(lines: list[dict]) -> str:
     both = {"training": thin(smooth(loss)), "validation": thin(points_of(lines, "val_loss"))}
     thinned = f" Of {len(loss)} intervals, about {MOST_POINTS} are drawn." * (len(loss) > MOST_POINTS)
     figures = [
-        (line_chart(both, "loss (nats per token)", dots={"training": thin(loss)}), SMOOTH + thinned),
+        (
+            line_chart(both, "loss (nats per token)", dots={"training": thin(loss)}),
+            f"{SMOOTH} Validation: as measured.{thinned}",
+        ),
         (line_chart(of("lr"), "learning rate"), "Learning rate."),
         (line_chart(of("grad_norm"), "norm"), "Norm of the gradient before it is clipped."),
         (

@@ -1,9 +1,11 @@
 """python tools/compare_runs.py out/a out/b [...] --out compare.html
 
-The curves of several training runs over one another on one page, with their last values and what differs in
-their models. Where their steps hold different numbers of tokens, the curves are drawn over tokens too.
+The curves of several training runs over one another on one page, with their last values and the settings that
+differ. Where their steps hold different numbers of tokens, the curves are drawn over tokens too.
 """
 
+import html
+import re
 import sys
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from infra.charts import line_chart, points_of, smooth, svg, thin
 from infra.cli import UserError, make_parser, run_script
 from infra.config_json import read_json
 from infra.files import write_text
-from infra.html_page import charts, element, page, table
+from infra.html_page import body_of, charts, element, page, table
 from infra.metrics import read_metrics
 from infra.run_report import SMOOTH, last_values
 
@@ -25,6 +27,7 @@ CURVES = {  # metric: (label of the axis, caption)
     "lr": ("learning rate", "Learning rate."),
     "tokens_per_second": ("tokens per second", "Useful tokens a second, padding left out."),
 }
+FLAG = re.compile('<span class="flag">--(\\w+) (.*?)</span>')
 SAME = 0.01  # of the tokens in a step: rows are packed a little differently
 
 
@@ -37,7 +40,15 @@ def read_run(folder: str) -> list[dict]:
         found = "found no step in it" if path.is_file() else "not found"
         raise UserError(f"{path}: {found}, expected what a training script writes into its --out_dir")
     steps, tokens = ([line[name] for line in trained] for name in ("step", "tokens"))
-    return [{**line, "tokens": float(np.interp(line["step"], steps, tokens))} for line in lines]
+    return [{**line, "tokens": round(np.interp(line["step"], steps, tokens))} for line in lines]
+
+
+def settings_of(folder: Path) -> dict:
+    """The fields of config.json and, where the run has its report, the flags of its command."""
+    config = read_json(folder) if (folder / "config.json").is_file() else {}
+    report = folder / "report.html"
+    text = body_of(report.read_text(encoding="utf-8")) if report.is_file() else ""
+    return config | {f"--{name}": html.unescape(value) for name, value in FLAG.findall(text)}
 
 
 def differing(runs: dict[str, dict]) -> list[list]:
@@ -51,14 +62,14 @@ def tokens_of_a_step(lines: list[dict]) -> float:
     return lines[-1]["tokens"] / lines[-1]["step"]
 
 
-def compare(runs: dict[str, list[dict]], configs: dict[str, dict]) -> str:
-    """The body of the page. runs: metrics by name; configs: what config.json has."""
+def compare(runs: dict[str, list[dict]], settings: dict[str, dict]) -> str:
+    """The body of the page. runs: metrics by name; settings: what may differ."""
     head, last = ["", *runs], {name: last_values(lines) for name, lines in runs.items()}
     names = dict.fromkeys(name for values in last.values() for name in values)
     rows = [[name, *(values.get(name, "-") for values in last.values())] for name in names]
     parts = [element("h1", "Runs compared"), table(head, rows, "numbers"), "<h2>What differs</h2>"]
-    different = differing(configs)
-    parts.append(table(head, different, "numbers") if different else "<p>Nothing in config.json.</p>")
+    different = differing(settings)
+    parts.append(table(head, different, "numbers") if different else "<p>Nothing that the folders tell.</p>")
     sizes = [tokens_of_a_step(lines) for lines in runs.values()]
     for x in ["step", "tokens"] if max(sizes) > min(sizes) * (1 + SAME) else ["step"]:
         pictures = []
@@ -78,9 +89,8 @@ def main(argv=None):
     parser.add_argument("--out", default="compare.html", help="the page (default: compare.html)")
     args = parser.parse_args(argv)
     runs = {folder: read_run(folder) for folder in args.folders}
-    stored = {folder: Path(folder) / "config.json" for folder in runs}
-    configs = {folder: read_json(path) if path.is_file() else {} for folder, path in stored.items()}
-    write_text(Path(args.out), page("Runs compared", compare(runs, configs)))
+    about = {folder: settings_of(Path(folder)) for folder in runs}
+    write_text(Path(args.out), page("Runs compared", compare(runs, about)))
     print(f"{len(runs)} runs compared: {args.out}")
 
 
