@@ -13,7 +13,7 @@ h1 { margin: 2.5rem 0 0; } h2 { margin: 2rem 0 .5rem; border-bottom: 1px solid #
 pre, .document { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem;
   border: 1px solid #8888; border-radius: 4px; } pre { font-size: .85rem; }
 .flag { display: inline-block; }
-table { border-collapse: collapse; margin: .5rem 0; } caption { text-align: left; }
+table { border-collapse: collapse; margin: .5rem 0; }
 th, td { border: 1px solid #8888; padding: .2rem .6rem; text-align: left; vertical-align: top; }
 td { white-space: pre-wrap; overflow-wrap: anywhere; } .numbers td { text-align: right; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem; }
@@ -24,8 +24,8 @@ svg { width: 100%; height: auto; } svg text { fill: currentColor; }
 .tag { border: 2px solid #a05fc0; font-weight: bold; } .cut-off { text-decoration: line-through #c0504d; }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #181818; } }
 @media print { body { color: #000; background: #fff; max-width: none; margin: 0; font-size: 10pt; }
-  .charts { grid-template-columns: 1fr 1fr; } figure, tr { break-inside: avoid; }
-  h1, h2, caption { break-after: avoid; } .stage { break-before: page; } }
+  .charts { grid-template-columns: 1fr 1fr; } figure, tr, .numbers, .facts { break-inside: avoid; }
+  h1, h2, pre, .note { break-after: avoid; } .stage { break-before: page; } }
 """
 
 

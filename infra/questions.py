@@ -38,8 +38,10 @@ def first_prompts(rows, most: int = 2) -> list[list[int]]:
     is_text, prompts = rows.cache.about["source"]["field"] == "text", []
     for document in rows.documents:
         start = BEGINNING if is_text else int(rows.cache.first_counted[document])
-        if start < rows.row_length and len(prompts) < most:
+        if start < rows.row_length:
             prompts.append(rows.cache.document(document)[0][:-1][:start].tolist())
+        if len(prompts) == most:
+            break
     return prompts
 
 

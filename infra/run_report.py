@@ -141,7 +141,7 @@ def data(rows) -> str:
     picture = svg(histogram(lengths, rows.row_length, f"a row: {rows.row_length} tokens"))
     bad = element("pre", "\n".join(bad_lines(about))) if about["bad_lines"] else ""
     caption = "Lengths of all documents of the file."
-    listed = table(["", about["file"]], [list(item) for item in facts(rows).items()])
+    listed = table(["", about["file"]], [list(item) for item in facts(rows).items()], "facts")
     return "<h2>Data</h2>" + listed + bad + charts([(picture, caption)])
 
 
@@ -153,6 +153,10 @@ def mask(rows) -> str:
     shown = "".join(element("span", text, css(name)) + "\n" * text.endswith("⏎") for text, name in tokens)
     legend = " ".join(element("span", name, css(name)) for name in COLOURS)
     told = f"The first document of the file, at most {MOST_TOKENS} tokens. What is counted is in the loss."
+    if not hasattr(rows, "documents"):  # SampledRows
+        told += (
+            " That holds for validation: this run learned from its own replies, weighed by their advantages."
+        )
     return (
         f'<h2>Loss mask</h2>{element("p", told, "note")}<p class="document">{legend}</p>'
         f'<p class="document" lang="zh">{shown}</p>'
