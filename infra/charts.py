@@ -103,5 +103,5 @@ def svg(figure) -> str:
     buffer = io.StringIO()
     settings = {"svg.fonttype": "none", "svg.hashsalt": "WeakWater", "axes.unicode_minus": False}
     with matplotlib.rc_context(settings):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+        figure.savefig(buffer, format="svg", transparent=True)
     return UNNAMED.sub("", buffer.getvalue()).replace("#000000", "currentColor")

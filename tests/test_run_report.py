@@ -60,21 +60,27 @@ def test_mask_of_the_document_is_that_of_the_cache_token_by_token(finished, sums
     assert shown == ["ignored", "counted", "tag", "cut-off", *expected]  # the legend first
 
 
-def test_replies_of_each_validation_are_logged_shown_and_those_of_plain_generate(finished, validation):
-    config, model = finished
-    told = [line for line in metrics_of(config) if "val_loss" in line]
-    assert [line["step"] for line in told] == [3, 6, 9, 10]
-    text = report_of(config)
+def test_replies_are_those_of_plain_generate(validation):
+    model, decode = tiny_model(), validation.cache.tokenizer.decode
+    told, replies = sample_replies(model, validation, max_new_tokens=5), []
     for number, document in enumerate(validation.documents[:2], 1):
         ids, mask = validation.cache.document(document)
         prompt = ids[: np.flatnonzero(mask)[0]].tolist()
-        (reply,) = generate(model.eval(), [prompt], Sampling(max_new_tokens=5))
-        decode = validation.cache.tokenizer.decode
-        assert told[-1][f"prompt_{number}"] == decode(prompt)
-        assert told[-1][f"reply_{number}"] == decode(reply)
-        for line in told:
-            row = f"<th>{line['step']}</th>{element('td', line[f'reply_{number}'])}"
-            assert row in text
+        (reply,) = generate(model, [prompt], Sampling(max_new_tokens=5))
+        assert (told[f"prompt_{number}"], told[f"reply_{number}"]) == (decode(prompt), decode(reply))
+        replies.append(reply)
+    assert len(told) == 4 and replies[0] != replies[1]
+
+
+def test_replies_of_each_validation_are_logged_and_shown(finished, validation):
+    config, model = finished
+    told, text = [line for line in metrics_of(config) if "val_loss" in line], report_of(config)
+    assert [line["step"] for line in told] == [3, 6, 9, 10]
+    assert sample_replies(model, validation, max_new_tokens=5).items() <= told[-1].items()
+    for line in told:
+        for number in 1, 2:
+            assert f"<th>{line['step']}</th>{element('td', line[f'reply_{number}'])}" in text
+            assert element("pre", line[f"prompt_{number}"]) in text
 
 
 def test_replies_are_not_printed_on_the_line(rows, validation, config, capsys):
