@@ -141,13 +141,11 @@ def main(argv=None):
     report.write()
     told = heard(print_conversations, stages, folder, config)
     print_table(trained, COLUMNS)
-    folders = [stage.folder for stage in stages.values()]
-    page = write_pipeline_report(folder, trained, COLUMNS, told, folders)
+    page = write_pipeline_report(folder, trained, COLUMNS, told, [it.folder for it in stages.values()])
     last = folder / stage.folder
     print(f"{report.parts['seconds']:.0f} seconds in all, {speed} useful tokens a second in training")
-    print(f"all numbers: {report.path} | charts: {last / 'charts'} | chat with it:")
-    print(f"    python eval_model.py --model_dir {last} --temperature 0")
-    print(f"all of it on one page: {page}")
+    print(f"chat with it: python eval_model.py --model_dir {last} --temperature 0")
+    print(f"all numbers: {report.path} | charts: {last / 'charts'} | all on one page: {page}")
 
 
 if __name__ == "__main__":
