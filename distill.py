@@ -6,11 +6,10 @@ arXiv:2501.12948). No teacher runs here. At each validation the model answers a 
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 from Config import SFT_FOLDERS, TrainConfig
 from dataset import load_rows
-from generate import score
+from generate import sample_replies, score
 from infra.checkpoint import find_checkpoint
 from infra.checks import check_run
 from infra.cli import flag, parse_args, run_script
@@ -19,7 +18,7 @@ from infra.tokenizer import ChatTokenizer
 from model import WeakWater
 from trainer import train
 
-PROBED = 32  # held-out questions
+PROBED, SAMPLED = 32, 256  # held-out questions; tokens of a reply that is logged
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,8 @@ def main(argv=None):
     tokenizer = ChatTokenizer(config.tokenizer or start)
     check_run(config, model, tokenizer)
     rows, validation = load_rows(config, tokenizer, "conversations")
-    probe = partial(score, tokenizer=tokenizer, questions=first_questions(validation, PROBED))
+    questions = first_questions(validation, PROBED)
+    probe = lambda model: score(model, tokenizer, questions) | sample_replies(model, validation, SAMPLED)
     return train(model, rows, config, validation, probe)
 
 

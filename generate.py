@@ -13,7 +13,7 @@ from tqdm import tqdm
 from infra.cli import Flags, UserError, flag
 from infra.decoding import batches_of_like_length, decoding_of, sequences_together
 from infra.kv_cache import KVCache
-from infra.questions import judge
+from infra.questions import first_prompts, judge
 from infra.scoring import shares
 
 
@@ -138,3 +138,11 @@ def judged_replies(model, tokenizer, questions, max_new_tokens=512, shows_progre
 def score(model, tokenizer, questions, max_new_tokens=512, shows_progress=False) -> dict:
     """{"reasoning_accuracy", "well_formed"}: shares of the greedy replies to questions."""
     return shares(judged_replies(model, tokenizer, questions, max_new_tokens, shows_progress))
+
+
+def sample_replies(model, rows, max_new_tokens=48) -> dict[str, str]:
+    """{"prompt_1", "reply_1", "prompt_2", ...}: greedy replies to the first of PackedRows, for the log."""
+    prompts, decode = first_prompts(rows), rows.cache.tokenizer.decode
+    replies = generate(model, prompts, Sampling(max_new_tokens=max_new_tokens))
+    pairs = enumerate(zip(prompts, replies), 1)
+    return {f"{name}_{n}": decode(ids) for n, pair in pairs for name, ids in zip(("prompt", "reply"), pair)}

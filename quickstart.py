@@ -22,6 +22,7 @@ from Config import DEVICES_HELP, LLMConfig
 from dataset import prompt_ids
 from generate import score
 from infra.cli import Flags, flag, parse_args, run_script
+from infra.pipeline_report import heard, write_pipeline_report
 from infra.questions import read_questions
 from infra.report import Report, make_folder, print_table
 from infra.resume import STATE
@@ -138,12 +139,13 @@ def main(argv=None):
     tokens, seconds = (sum(part[name] for part in trained.values()) for name in ("tokens", "train_seconds"))
     speed = report.parts["tokens_per_second"] = round(tokens / max(seconds, 0.1))
     report.write()
-    print_conversations(stages, folder, config)
+    told = heard(print_conversations, stages, folder, config)
     print_table(trained, COLUMNS)
+    page = write_pipeline_report(folder, trained, COLUMNS, told, [it.folder for it in stages.values()])
     last = folder / stage.folder
     print(f"{report.parts['seconds']:.0f} seconds in all, {speed} useful tokens a second in training")
-    print(f"all numbers: {report.path} | charts: {last / 'charts'} | chat with it:")
-    print(f"    python eval_model.py --model_dir {last} --temperature 0")
+    print(f"chat with it: python eval_model.py --model_dir {last} --temperature 0")
+    print(f"all numbers: {report.path} | charts: {last / 'charts'} | all on one page: {page}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from Config import TrainConfig
 from dataset import Batch, PackedRows, collate_rows
-from infra import charts, checkpoint, distributed, extent, resume
+from infra import charts, checkpoint, distributed, extent, resume, run_report
 from infra import device as devices
 from infra.distributed import Process, all_reduce_sum, processes, stop_signals
 from infra.divergence import CHECK_EVERY, Diverged, Watch, not_saved
@@ -45,9 +45,9 @@ class Run:
 def train(model: WeakWater, rows: PackedRows, config: TrainConfig, validation=None, probe=None) -> dict:
     """Train `model` on `rows` as `config` says; returns the last value of each metric.
 
-    validation: PackedRows. probe: a function model -> {name: number}, called at each validation and logged
-    with it. Raises UserError when a resumed run differs from the stopped one, or when losses stop making
-    sense. Ctrl-C and SIGTERM save and exit with code 130 or 143.
+    validation: PackedRows. probe: a function model -> {name: number or text}, called at each validation and
+    logged with it. Raises UserError when a resumed run differs from the stopped one, or when losses stop
+    making sense. Ctrl-C and SIGTERM save and exit with code 130 or 143.
     """
     if config.dry_run:
         return dry_run(train, model, rows, config, validation, probe)
@@ -204,10 +204,8 @@ def evaluate(run: Run, rows: PackedRows, config: TrainConfig, process: Process, 
 
 
 def save(run: Run, log: Log, rows: PackedRows, checked: PackedRows, config: TrainConfig) -> bool:
-    """Write training_state.pt, the Llama checkpoint and the charts; False, and nothing, if it has diverged.
-
-    The step's loss came before its update and says nothing of the new weights: a batch of the rows `checked`
-    is evaluated.
+    """Write training_state.pt, the Llama checkpoint, the charts and, at the end, report.html; False, and
+    nothing, if it has diverged, as a batch of `checked` tells: the step's loss came before its update.
     """
     if not evaluate(run, checked, config, log.process, most_batches=1)["val_loss"] < run.watch.worst_loss:
         return False
@@ -216,4 +214,6 @@ def save(run: Run, log: Log, rows: PackedRows, checked: PackedRows, config: Trai
         resume.save_run(config.out_dir, run, log, log.process.world, is_finished)
         checkpoint.save_model(run.model, config.out_dir, rows.cache.tokenizer, rows.row_length, is_finished)
         charts.draw_charts(config.out_dir, config.stage)
+        if is_finished:
+            run_report.write_report(config, rows, run.model)
     return True

@@ -1,6 +1,7 @@
 """The loss mask made visible: each token with what it is for, and what a file loses in packing."""
 
 import sys
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -20,31 +21,40 @@ def show(rows, count: int, cut_at: int) -> None:
     for document in range(min(count, len(cache))):
         print(f"\n--- document {document + 1} ---")
         print(colour_document(*cache.document(document), cache.tokenizer, cut_at, has_colours))
-    tokens, lengths, counted = (
-        len(cache.ids),
-        np.diff(cache.ends, prepend=0),
-        np.count_nonzero(cache.loss_mask),
-    )
-    about, one_each = cache.about, 1 - rows.useful / (len(rows.starts) * rows.row_length)
-    lost, bad = lost_tokens(cache, rows.row_length) if rows.truncated else 0, sum(about["bad_kinds"].values())
-    share = rows.truncated / len(cache)
-    print(f"\ndocuments  {len(cache)}, {lengths.mean():.1f} tokens on average, {lengths.max()} at most")
-    print(f"tokens     {tokens}, {counted} in the loss ({counted / tokens:.1%})")
-    cut = f"{rows.truncated} documents ({share:.2%}), {lost} tokens of the loss lost"
-    print(f"truncated  {cut}, at {rows.row_length} tokens")
-    print(
-        f"padding    {rows.padding_share:.2%} of {len(rows)} rows; one document a row would be {one_each:.2%}"
-    )
-    print(f"bad lines  {bad}" + (f" ({count_kinds(about['bad_kinds'])})" if bad else ""))
-    for number, reason in about["bad_lines"][:20]:
-        print(f"  {about['file']}:{number}: {visible(reason)}")
-    if bad > 20:
-        print(f"  ... and {bad - 20} more")
+    print()
+    for name, text in facts(rows).items():
+        print(f"{name:<10} {text}")
+    for line in bad_lines(cache.about):
+        print(f"  {line}")
+
+
+def facts(rows) -> dict[str, str]:
+    """What a file holds and what it loses in packing, held-out documents included."""
+    cache, lengths, useful = rows.cache, np.diff(rows.cache.ends, prepend=0), int(rows.lengths.sum())
+    tokens, counted, kinds = len(cache.ids), np.count_nonzero(cache.loss_mask), cache.about["bad_kinds"]
+    lost = lost_tokens(cache, rows.row_length) if rows.truncated else 0
+    cut = f"{rows.truncated} documents ({rows.truncated / len(cache):.2%}), {lost} tokens of the loss lost"
+    packed = round(useful / (1 - rows.padding_share) / rows.row_length)  # len(rows), but not of sampled ones
+    one_each = 1 - useful / (len(rows.lengths) * rows.row_length)
+    return {
+        "documents": f"{len(cache)}, {lengths.mean():.1f} tokens on average, {lengths.max()} at most",
+        "tokens": f"{tokens}, {counted} in the loss ({counted / tokens:.1%})",
+        "truncated": f"{cut}, at {rows.row_length} tokens",
+        "padding": f"{rows.padding_share:.2%} of {packed} rows; one document a row would be {one_each:.2%}",
+        "bad lines": f"{sum(kinds.values())}" + (f" ({count_kinds(kinds)})" if kinds else ""),
+    }
+
+
+def bad_lines(about: dict) -> list[str]:
+    """The first bad lines of a file with their reasons, and how many more there are."""
+    first = [f"{about['file']}:{number}: {visible(reason)}" for number, reason in about["bad_lines"][:20]]
+    more = sum(about["bad_kinds"].values()) - len(first)
+    return first + [f"... and {more} more"] * bool(more)
 
 
 def lost_tokens(cache: TokenCache, row_length: int) -> int:
     """Tokens of the loss that went with the ends of truncated conversations."""
-    starts, ends = cache.spans(np.arange(len(cache)))
+    starts, ends = cache.spans(np.flatnonzero(np.diff(cache.ends, prepend=0) > row_length + 1))
     return sum(
         np.count_nonzero(cache.loss_mask[start + row_length + 1 : end]) for start, end in zip(starts, ends)
     )
@@ -53,12 +63,17 @@ def lost_tokens(cache: TokenCache, row_length: int) -> int:
 def colour_document(ids, loss_mask, tokenizer: ChatTokenizer, cut_at: int, has_colours: bool) -> str:
     """A document's tokens between bars. Without colours, a run of tokens begins with its name in brackets."""
     shown, before = [], None
-    for position, (id, mask) in enumerate(zip(ids.tolist(), loss_mask.tolist())):
-        name = "cut off" if position > cut_at else NAME_OF_MASK[mask]
+    for text, name in named_tokens(ids, loss_mask, tokenizer, cut_at):
         label = f"[{name}]" if name != before and not has_colours else ""
-        shown.append(label + paint(readable(tokenizer, id), name, has_colours))
+        shown.append(label + paint(text, name, has_colours))
         before = name
     return "|".join(shown)
+
+
+def named_tokens(ids, loss_mask, tokenizer: ChatTokenizer, cut_at: int) -> Iterator[tuple[str, str]]:
+    """Each token as (readable text, what it is for: a key of COLOURS)."""
+    for position, (id, mask) in enumerate(zip(ids.tolist(), loss_mask.tolist())):
+        yield readable(tokenizer, id), "cut off" if position > cut_at else NAME_OF_MASK[mask]
 
 
 def paint(text: str, name: str, has_colours: bool) -> str:

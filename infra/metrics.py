@@ -17,6 +17,7 @@ from infra.extent import Extent
 from infra.files import named_disk_errors, write_text
 from infra.resume import STATE
 
+NO_SHARES = ("val_ppl", "entropy", "reply_tokens")
 TIMING_METRICS = ("seconds", "tokens_per_second", "epoch_minutes_left", "mfu", "val_seconds")
 
 
@@ -96,8 +97,9 @@ class Log:
         self.losses, self.interval_tokens, self.interval_start = [], 0, time.perf_counter()
 
     def validation(self, step: int, measured: dict) -> None:
-        """Write what a validation measured, {name: number}, within `paused`."""
-        parts = [f"{name} {number_text(name, value)}" for name, value in measured.items()]
+        """Write what a validation measured, {name: number or text}, within `paused`. No text is printed."""
+        numbers = {name: value for name, value in measured.items() if not isinstance(value, str)}
+        parts = [f"{name} {number_text(name, value)}" for name, value in numbers.items()]
         self.write({"step": step, **measured, "val_seconds": time.perf_counter() - self.pause_start}, parts)
 
     def write(self, metrics: dict, parts: list[str]) -> None:
@@ -163,7 +165,7 @@ def number_text(name: str, value) -> str:
         return str(value)
     if name.endswith("seconds"):
         return f"{value:.0f}"
-    if name in ("val_ppl", "entropy", "reply_tokens"):
+    if name in NO_SHARES:
         return f"{value:.2f}" if value < 1e6 else f"{value:.1e}"
     return f"{value:.4f}" if name.startswith("val_") else f"{value:.1%}"
 

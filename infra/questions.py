@@ -9,6 +9,7 @@ from infra.jsonl import check_file, numbered_lines, parse_line
 from infra.scoring import is_right, is_well_formed
 from infra.tokenizer import BOS, EOS
 
+BEGINNING = 16  # tokens of a text that is to be continued
 Question = tuple[list[int], str]  # the prompt's ids, the expected reply
 
 
@@ -29,6 +30,19 @@ def first_questions(rows, most: int) -> list[Question]:
         expected = "expected held-out conversations with one reply to probe with, found none"
         raise UserError(f"{rows.cache.about['file']}: {expected}")
     return found
+
+
+def first_prompts(rows, most: int = 2) -> list[list[int]]:
+    """How up to `most` documents of PackedRows begin, if that leaves room in a row: conversations up to what
+    counts in the loss, texts for BEGINNING tokens."""
+    is_text, prompts = rows.cache.about["source"]["field"] == "text", []
+    for document in rows.documents:
+        start = BEGINNING if is_text else int(rows.cache.first_counted[document])
+        if start < rows.row_length:
+            prompts.append(rows.cache.document(document)[0][:-1][:start].tolist())
+        if len(prompts) == most:
+            break
+    return prompts
 
 
 def read_conversations(path: str | Path) -> Iterator[list[dict]]:

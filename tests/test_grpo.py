@@ -270,6 +270,10 @@ def test_the_script_leaves_a_checkpoint_metrics_and_charts(folder, data, capsys)
     assert charts == {"loss_GRPO.png", "lr_GRPO.png", "epoch_Time_GRPO.png", "reward_GRPO.png"}
     assert {"reward", "teaching", "reply_tokens", "reasoning_accuracy", "val_loss"} <= last.keys()
     assert "the model is in out/GRPO" in capsys.readouterr().out
+    report = (folder / "out/GRPO/report.html").read_text(encoding="utf-8")
+    assert (
+        "this run learned from its own replies" in report and "reply_1" in last and report.count("<svg") >= 7
+    )
 
 
 def test_a_dry_run_leaves_nothing_behind(folder, data, capsys):

@@ -289,6 +289,9 @@ def test_quickstart_rehearsal_reports_every_number(rehearsed):
     assert {"seconds", "tokens_per_second", "pretrain", "sft", "distill"} <= set(report)
     assert all({"val_loss", "val_ppl"} <= set(report[stage]) for stage in ("pretrain", "sft", "distill"))
     assert all({"reasoning_accuracy", "well_formed"} <= set(report[stage]) for stage in ("sft", "distill"))
+    page = folder / result.stdout.splitlines()[-1].partition("all on one page: ")[2]
+    text = page.read_text(encoding="utf-8")
+    assert page.name == "report.html" and text.count("<h2>Samples</h2>") == 3 and "&gt; 你是谁" in text
 
 
 @pytest.mark.slow

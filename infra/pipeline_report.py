@@ -1,0 +1,53 @@
+"""report.html of a run of many stages: their numbers, what they say, and the whole page of each."""
+
+import io
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from infra.files import write_text
+from infra.html_page import body_of, element, page, safe, table
+from infra.metrics import number_text
+
+
+class Tee(io.StringIO):
+    """Keeps what is written and passes it on."""
+
+    def __init__(self, stream):
+        super().__init__()
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(text)
+        return super().write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def heard(tell: Callable, *args) -> str:
+    """What `tell(*args)` prints, which is printed all the same."""
+    with redirect_stdout(Tee(sys.stdout)) as told:
+        tell(*args)
+    return told.getvalue()
+
+
+def write_pipeline_report(folder: Path, rows: dict[str, dict], columns, told: str, stages: list[str]) -> Path:
+    """Write report.html into `folder` and return its path.
+
+    rows: numbers by stage; told: the stages' conversations; stages: their folders, below `folder`.
+    """
+    head = ["stage", *(name.replace("_", " ") for name in columns)]
+    cells = [[name, *(number_text(key, row.get(key, "-")) for key in columns)] for name, row in rows.items()]
+    parts = [element("h1", folder.name), table(head, cells, "numbers")]
+    parts += ["<h2>Conversations</h2>", element("pre", told.strip()), "<h2>Stages</h2>"]
+    paths = [folder / stage / "report.html" for stage in stages]
+    paths = [path for path in paths if path.is_file()]  # earlier versions wrote none
+    names = [safe(path.parent.name) for path in paths]
+    links = ", ".join(f'<a href="{name}/report.html">{name}</a>' for name in names)
+    parts.append(f"<p>Each is below, and on a page of its own: {links}</p>")
+    for path in paths:
+        parts.append(f'<section class="stage">{body_of(path.read_text(encoding="utf-8"))}</section>')
+    write_text(folder / "report.html", page(f"{folder}", "".join(parts)))
+    return folder / "report.html"
