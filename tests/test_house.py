@@ -64,7 +64,7 @@ def test_config_imports_no_room_that_imports_config():
 
 
 def test_the_story_is_read_in_an_hour():
-    assert sum(lines_of(f"{name}.py") for name in STORY) <= 1612
+    assert sum(lines_of(f"{name}.py") for name in STORY) <= 1620
 
 
 @pytest.mark.parametrize("path", ALL_CODE)
@@ -82,10 +82,10 @@ def test_the_project_does_not_grow():
     floors; then attention within documents on a CPU (72), folders that other programs saved (50), scores of
     multiple choice and of texts (190), a second file of the benchmark (25), a lock on a run's folder (43),
     fine-tuning on a domain (176), replies that a batch cut short (20), GGUF of eight types, proved in
-    llama.cpp and measured (265), a chat with commands (440), and the report of a run, with runs compared
-    (515)."""
+    llama.cpp and measured (265), a chat with commands (440), the report of a run, with runs compared (515),
+    and the chat as a page, with X-ray, and its speed (575)."""
     reasoning = ["GRPO.py", "infra/rewards.py"]
     language = ("digits", "arithmetic", "expressions", "claims")
     tools = (*language, "worked_r1", "more_problems", "other_numbers", "own_replies", "ladder")
     reasoning += [f"tools/{name}.py" for name in tools]
-    assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 7927
+    assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 8505
