@@ -11,6 +11,7 @@ import torch
 from conftest import tiny_model
 
 from infra.checkpoint import save_model
+from infra.commands import COMMANDS
 
 pytestmark = [
     pytest.mark.slow,
@@ -86,6 +87,49 @@ def test_question_is_answered_with_its_numbers_and_commands_are_obeyed(opened):
     screen.wait_for("forgotten: 你好，小明")
     screen.type("/quit")
     screen.wait_for("ended")
+
+
+def test_every_command_is_obeyed(opened, tokenizer, tmp_path):
+    save_model(tiny_model(seed=1, max_position_embeddings=8192), tmp_path / "SFT", tokenizer, 8192)
+    screen = opened("--max_new_tokens 8 --temperature 1")
+    screen.type("你好")
+    screen.wait_for("of the context in use")
+    chat = f"{tmp_path}/chat.jsonl"
+    typed = {  # a command: what comes after it, and what then is on the screen
+        "/help": ("", "how likely each token of the last reply was, and its rivals"),
+        "/stats": ("", "2 messages, "),
+        "/tokens": ("", "|</s>|⏎|<s>|"),
+        "/probs": ("", "%  "),
+        "/save": (chat, f"saved in {chat}"),
+        "/set": ("top_k 7", "\ntop_k 7"),
+        "/system": ("你是猫。", "a system message"),
+        "/think": ("3", "thinks for at most 3 tokens"),
+        "/fold": ("on", "thinking is folded to a line"),
+        "/compare": ("你好", "┃ SFT"),
+        "/model": ("1", f"model 1, in {tmp_path}/SFT"),
+        "/retry": ("", "8 tokens, "),
+        "/undo": ("", "forgotten: 你好"),
+        "/load": (chat, "1 questions and their replies"),
+        "/new": ("", "a new conversation"),
+        "/quit": ("", "ended"),
+    }
+    assert set(typed) == set(COMMANDS)
+    for command, (argument, expected) in typed.items():
+        screen.press("C-l")  # an empty screen
+        screen.type(f"{command} {argument}".strip())
+        screen.wait_for(expected)
+
+
+def test_reply_streams(opened):
+    screen = opened("--max_new_tokens 8000 --temperature 1 --top_k 5")
+    screen.type("你好")
+    time.sleep(1)
+    first = screen.run("capture-pane", "-p")
+    time.sleep(0.5)
+    second = screen.run("capture-pane", "-p")
+    assert first != second and "of the context in use" not in second
+    screen.press("C-c")
+    screen.wait_for("[stopped]")
 
 
 def test_thinking_is_closed_and_folded_on_the_screen(opened):
