@@ -98,8 +98,7 @@ class Log:
 
     def validation(self, step: int, measured: dict) -> None:
         """Write what a validation measured, {name: number or text}, within `paused`. No text is printed."""
-        numbers = {name: value for name, value in measured.items() if not isinstance(value, str)}
-        parts = [f"{name} {number_text(name, value)}" for name, value in numbers.items()]
+        parts = [f"{name} {number_text(name, value)}" for name, value in without_texts(measured).items()]
         self.write({"step": step, **measured, "val_seconds": time.perf_counter() - self.pause_start}, parts)
 
     def write(self, metrics: dict, parts: list[str]) -> None:
@@ -168,6 +167,10 @@ def number_text(name: str, value) -> str:
     if name in NO_SHARES:
         return f"{value:.2f}" if value < 1e6 else f"{value:.1e}"
     return f"{value:.4f}" if name.startswith("val_") else f"{value:.1%}"
+
+
+def without_texts(metrics: dict) -> dict:
+    return {name: value for name, value in metrics.items() if not isinstance(value, str)}
 
 
 def short_count(number: float) -> str:

@@ -454,3 +454,6 @@ def test_full_run_goes_on_after_a_stage_and_reports_all_of_them(data, full_data,
         "charts_GRPO/reward_GRPO.png",
     }
     assert {*charts, "metrics/worked.jsonl", "report.json"} <= kept
+    assert "prompt_1" in (out / "worked/metrics.jsonl").read_text(encoding="utf-8")
+    metrics = (out / "results/metrics/worked.jsonl").read_text(encoding="utf-8")
+    assert "val_loss" in metrics and "prompt_1" not in metrics and "prompt_1" not in json.dumps(after)

@@ -44,7 +44,7 @@ from infra.cli import Flags, UserError, flag, parse_args, run_script
 from infra.device import dtype_name, pick_device, pick_dtype
 from infra.distributed import world_size
 from infra.jsonl import BAD_LINE_ADVICE
-from infra.metrics import read_metrics
+from infra.metrics import read_metrics, without_texts
 from infra.report import Report
 from infra.resume import STATE
 from model import WeakWater
@@ -228,7 +228,11 @@ def train_stage(stage: Stage, planned: dict, config: FullRunConfig) -> dict:
     except SystemExit:  # Ctrl-C or SIGTERM
         print("here: run the same full_run.py command again, and it continues from the last save")
         raise
-    found = {**last, **typical(read_metrics(folder / "metrics.jsonl")), "device": processor(config.device)}
+    found = {
+        **without_texts(last),
+        **typical(read_metrics(folder / "metrics.jsonl")),
+        "device": processor(config.device),
+    }
     found["train_seconds"] = round(last["seconds"], 1)
     return found | {"parameters": WeakWater.from_pretrained(folder).num_parameters()}
 

@@ -1,10 +1,12 @@
 """What tools/full_run.py found out, as tables, replies and charts."""
 
+import json
 import math
 import shutil
 from pathlib import Path
 
 from infra.files import write_text
+from infra.metrics import read_metrics, without_texts
 from infra.questions import interval
 from infra.scoring import is_right, is_well_formed
 from tools.full_run_grades import QUESTIONS
@@ -163,8 +165,12 @@ def publish(folder: Path, parts: dict, chosen: list) -> None:
     """Write experiments.md, and copy what is worth keeping, and small, to results/."""
     write_text(folder / "experiments.md", tables(parts, chosen) + texts(parts, chosen))
     kept = {folder / name: name for name in ("report.json", "experiments.md")}
+    (folder / "results/metrics").mkdir(parents=True, exist_ok=True)
     for stage in chosen:
-        kept[folder / stage.name / "metrics.jsonl"] = f"metrics/{stage.name}.jsonl"
+        # texts of the data stay where they are
+        lines = map(without_texts, read_metrics(folder / stage.name / "metrics.jsonl"))
+        numbers = "".join(json.dumps(line) + "\n" for line in lines)
+        write_text(folder / f"results/metrics/{stage.name}.jsonl", numbers)
         for chart in (folder / stage.name / "charts").glob("*.png"):
             kept[chart] = f"{CHARTS[stage.recipe]}/{chart.stem.removesuffix(stage.recipe)}{stage.name}.png"
     for path, name in kept.items():
