@@ -34,7 +34,7 @@ def sample(logits: torch.Tensor, sampling: Sampling, generator=None) -> torch.Te
     """One token id for each row of logits (B, V) -> (B): of the k likeliest for top-k; of the fewest whose
     probabilities reach p for top-p (Holtzman et al. 2020, arXiv:1904.09751); of those with at least p times
     the largest probability for min-p (Nguyen et al. 2024, arXiv:2407.01082)."""
-    if sampling.temperature == 0:
+    if sampling.temperature < 1e-6:  # nothing but the likeliest is left; divided by it, float32 overflows
         return logits.argmax(dim=-1)
     logits, ids = logits.float().sort(dim=-1, descending=True)
     logits = (logits - logits[:, :1]) / sampling.temperature  # the largest is 0, so that none overflows

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -214,6 +215,6 @@ def save(run: Run, log: Log, rows: PackedRows, checked: PackedRows, config: Trai
         resume.save_run(config.out_dir, run, log, log.process.world, is_finished)
         checkpoint.save_model(run.model, config.out_dir, rows.cache.tokenizer, rows.row_length, is_finished)
         charts.draw_charts(config.out_dir, config.stage)
-        if is_finished:
+        if is_finished and not (Path(config.out_dir) / "report.html").is_file():
             run_report.write_report(config, rows, run.model)
     return True

@@ -47,10 +47,10 @@ def smooth(points: Points) -> Points:
 
     Near an end there are fewer, as many before as after: the values 6, 3, 0, 3 become 6, 3, 2, 3.
     """
-    values, reach = np.array([y for _, y in points]), max(1, len(points) // 20)
+    sums, reach = np.cumsum([0.0, *(y for _, y in points)]), max(1, len(points) // 20)
     sides = [min(reach, place, len(points) - 1 - place) for place in range(len(points))]
-    means = [values[place - side : place + side + 1].mean() for place, side in enumerate(sides)]
-    return [(x, float(mean)) for (x, _), mean in zip(points, means)]
+    totals = [sums[place + side + 1] - sums[place - side] for place, side in enumerate(sides)]
+    return [(x, float(total) / (2 * side + 1)) for (x, _), total, side in zip(points, totals, sides)]
 
 
 def thin(points: Points) -> Points:
@@ -64,18 +64,19 @@ def line_chart(curves: dict[str, Points], label: str, x="step", title="", dots=N
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
+    axes, lines = figure.add_subplot(), []
     for (legend, points), colour, style in zip(curves.items(), cycle(COLOURS), cycle(STYLES)):
         if points:
             if dots and legend in dots:
                 axes.plot(*zip(*dots[legend]), ".", color=colour, alpha=0.35, markersize=5)
             marker = "o" if len(points) < 30 else None
-            axes.plot(*zip(*points), style, color=colour, label=legend, marker=marker, markersize=4)
+            (line,) = axes.plot(*zip(*points), style, color=colour, marker=marker, markersize=4)
+            lines.append((line, legend.replace("$", r"\$")))  # a folder's name is no formula
     axes.set(xlabel=x, ylabel=label, title=title)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
-    if len(curves) > 1:
-        axes.legend(frameon=False)
+    if len(curves) > 1 and lines:
+        axes.legend(*zip(*lines), frameon=False)
     return figure
 
 

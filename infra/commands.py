@@ -1,17 +1,18 @@
 """What a line that begins with / does to a chat."""
 
 import json
+import re
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
 
 from infra.cli import UserError, visible
 from infra.compare import compare
-from infra.conversation import Chat, tell
+from infra.conversation import STAGES, Chat, tell
 from infra.files import write_text
 from infra.inside import describe_probabilities, describe_tokens
 from infra.questions import read_conversations
-from infra.terminal import is_terminal
+from infra.terminal import is_terminal, print_stream
 
 SET = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens", "seed")
 
@@ -78,9 +79,8 @@ def set_thinking(chat: Chat, argument: str) -> None:
         expected = "expected on, off or a number of tokens"
         raise UserError(f"/think: {expected}, found {visible(argument)!r}")
     chat.thinking = {"on": None, "off": 0}[argument] if argument in ("on", "off") else int(argument)
-    tell(
-        f"thinks {'as long as it likes' if chat.thinking is None else f'for at most {chat.thinking} tokens'}"
-    )
+    limit = f"thinks for at most {chat.thinking} tokens" if chat.thinking else "answers at once"
+    tell("thinks as long as it likes" if chat.thinking is None else limit)
 
 
 def set_folding(chat: Chat, argument: str) -> None:
@@ -94,16 +94,24 @@ def save(chat: Chat, path: str) -> None:
     """A line of JSONL, such as SFT.py learns from and /load reads."""
     if not path or not chat.messages:
         raise UserError("/save: expected a conversation and the name of a file")
-    write_text(Path(path), json.dumps({"conversations": chat.messages}, ensure_ascii=False) + "\n")
+    write_text(
+        Path(path).expanduser(), json.dumps({"conversations": chat.messages}, ensure_ascii=False) + "\n"
+    )
     tell(f"saved in {path}")
 
 
 def load(chat: Chat, path: str) -> None:
-    messages = next(read_conversations(path), None)
+    if not path:
+        raise UserError("/load: expected the name of a file")
+    messages = next(read_conversations(Path(path).expanduser()), None)
     if messages is None:
         raise UserError(f"{path}: expected a conversation, found an empty file")
     chat.messages = messages
-    tell(f"{sum(message['role'] == 'user' for message in messages)} questions and their replies")
+    for message in messages:
+        if message["role"] == "assistant":
+            print_stream(re.split("(</?(?:think|answer)>)", message["content"]), chat.is_folded)
+        else:
+            print(f"{'> ' * (message['role'] == 'user')}{visible(message['content'])}")
 
 
 def switch(chat: Chat, mode: str) -> None:
@@ -118,7 +126,8 @@ def switch(chat: Chat, mode: str) -> None:
 def show_stats(chat: Chat, _: str) -> None:
     used = len(chat.prompt_ids(chat.tokenizer, chat.messages)) if chat.messages else 0
     sampling = ", ".join(f"{name} {getattr(chat.config, name)}" for name in SET)
-    tell(f"{chat.model.num_parameters():,} parameters, {sampling}")
+    stage = STAGES[chat.config.model_mode]
+    tell(f"{stage}, {chat.model.num_parameters():,} parameters, {sampling}")
     tell(f"{len(chat.messages)} messages, {used} tokens of {chat.model.config.max_position_embeddings}")
 
 

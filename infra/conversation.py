@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from infra.cli import visible
+from infra.cli import UserError, visible
 
 STAGES = ("pretrained", "SFT", "distilled", "rewarded")  # by their --model_mode
 
@@ -30,7 +30,7 @@ class Chat:
 
 
 def stages_of(chat: Chat) -> Iterator[Chat]:
-    """A chat without turns for each stage that there is."""
+    """A chat without turns for each stage that there is and can be read."""
     for mode in range(len(STAGES)):
         config, model, tokenizer = chat.config, chat.model, chat.tokenizer
         try:
@@ -38,6 +38,9 @@ def stages_of(chat: Chat) -> Iterator[Chat]:
                 config, model, tokenizer = chat.load_stage(chat.config, mode)
         except FileNotFoundError:
             continue  # it was not trained
+        except UserError as error:
+            tell(f"{STAGES[mode]} is left out: {error}")
+            continue
         new = {"messages": [], "replies": 0, "shared": {}, "prompt": [], "reply": []}
         yield replace(chat, config=config, model=model, tokenizer=tokenizer, **new)
 

@@ -1,5 +1,6 @@
 """A conversation shortened to what fits the context."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 
 from infra.cli import UserError
@@ -13,10 +14,10 @@ def fit(messages: list[dict], room: int, to_prompt: Callable[[list[dict]], list[
     """
     system = [message for message in messages[:1] if message["role"] == "system"]
     turns = messages[len(system) :]
-    while len(ids := to_prompt(system + turns)) > room:
-        later = [number for number, message in enumerate(turns) if number and message["role"] == "user"]
-        if not later:
-            expected = f"expected at most {room}: shorten it, or lower --max_new_tokens"
-            raise UserError(f"found a message of {len(ids)} tokens, {expected}")
-        turns = turns[later[0] :]
-    return ids, system + turns
+    later = [number for number, message in enumerate(turns) if number and message["role"] == "user"]
+    choices = [system + turns[begin:] for begin in (0, *later)]  # ever shorter
+    chosen = bisect_left(choices, True, key=lambda kept: len(to_prompt(kept)) <= room)
+    if chosen == len(choices):
+        expected = f"expected at most {room}: shorten it, or lower --max_new_tokens"
+        raise UserError(f"found a message of {len(to_prompt(choices[-1]))} tokens, {expected}")
+    return to_prompt(choices[chosen]), choices[chosen]

@@ -13,7 +13,8 @@ h1 { margin: 2.5rem 0 0; } h2 { margin: 2rem 0 .5rem; border-bottom: 1px solid #
 pre, .document { white-space: pre-wrap; overflow-wrap: anywhere; padding: .6rem .8rem;
   border: 1px solid #8888; border-radius: 4px; } pre { font-size: .85rem; }
 .flag { display: inline-block; }
-table { border-collapse: collapse; margin: .5rem 0; }
+table { border-collapse: collapse; margin: .5rem 0; display: block; overflow-x: auto; }
+.numbers th, .numbers td { white-space: nowrap; }
 th, td { border: 1px solid #8888; padding: .2rem .6rem; text-align: left; vertical-align: top; }
 td { white-space: pre-wrap; overflow-wrap: anywhere; } .numbers td { text-align: right; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(22rem, 1fr)); gap: 1rem; }

@@ -42,7 +42,7 @@ class Log:
         """A new run begins a new metrics.jsonl and is not resumed from the one before; its files are kept."""
         if self.process.rank > 0:
             return
-        files = (self.path, self.path.with_name(STATE))
+        files = (self.path, *(self.path.with_name(name) for name in (STATE, "report.html")))
         copies = (
             [file.with_stem(f"{file.stem}.before{number or ''}") for file in files] for number in count()
         )

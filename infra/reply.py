@@ -30,8 +30,7 @@ def reply_ids(chat: Chat, prompt: list[int]) -> Iterator[int]:
     answer = chat.answer
     if chat.thinking is not None and chat.config.model_mode:
         answer = limit_thinking(answer, chat.tokenizer, chat.thinking)
-    sampling = replace(
-        chat.config, seed=chat.config.seed + chat.replies
-    )  # asked again, it may answer otherwise
+    # asked again, it may answer otherwise
+    sampling = replace(chat.config, seed=chat.config.seed + chat.replies)
     steps = answer(chat.model, [prompt], sampling, chat.shared)
     return until_it_circles(id for [id] in steps if id != chat.model.config.eos_token_id)

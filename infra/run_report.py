@@ -24,9 +24,9 @@ MOST_TOKENS = 600  # of the document whose loss mask is shown
 MOST_VALIDATIONS = 40  # whose replies are shown
 OF_TRAINING = {"loss": "{:.4f}", "tokens": "{:,}", "seconds": "{:,.0f}", "dropped": "{}"}
 SMOOTH = (
-    "Faint: each logged loss, the mean of its interval. Line: the mean of each of them and its neighbours,"
+    "Dots: each logged loss, the mean of its interval. Line: the mean of a dot and its neighbours, a "
+    "twentieth of all dots to either side, fewer at the ends."
 )
-SMOOTH += " a twentieth of all on either side (at least one), and fewer near the ends."
 
 
 def write_report(config, rows, model) -> None:
@@ -123,7 +123,7 @@ def curves(lines: list[dict]) -> str:
             f"{SMOOTH} Validation: as measured.{thinned}",
         ),
         (line_chart(of("lr"), "learning rate"), "Learning rate."),
-        (line_chart(of("grad_norm"), "norm"), "Norm of the gradient before it is clipped."),
+        (line_chart(of("grad_norm"), "gradient norm"), "Norm of the gradient before it is clipped."),
         (
             line_chart(of("tokens_per_second"), "tokens per second"),
             "Useful tokens a second, padding left out.",
@@ -183,5 +183,6 @@ def samples(lines: list[dict]) -> str:
         f'<div lang="zh">{element("pre", prompt)}{table(["step", "reply"], rows)}</div>'
         for prompt, rows in replies.items()
     )
-    note = f"Greedy replies to held-out documents, of at most {MOST_VALIDATIONS} validations."
+    note = "What the model replied to two held-out documents at each validation, greedily"
+    note += f" ({MOST_VALIDATIONS} of the validations)." if len(told) > len(chosen) else "."
     return f"<h2>Samples</h2>{element('p', note, 'note')}{tables}" if tables else ""

@@ -6,16 +6,18 @@ thread owns the models; what it makes goes to the browser as server-sent events,
 
 import asyncio
 import json
+import secrets
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event
 
 import uvicorn
 from sse_starlette import EventSourceResponse
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -25,7 +27,7 @@ from starlette.routing import Route
 from infra.checkpoint import promised_context
 from infra.cli import UserError
 from infra.commands import SET
-from infra.conversation import STAGES, Chat, stages_of
+from infra.conversation import Chat, stages_of
 from infra.reply import prompt_for, reply_ids
 from infra.terminal import as_text
 from infra.thinking import InCircles
@@ -49,8 +51,9 @@ def serve(chat: Chat, port: int) -> None:
     except OSError as error:
         raise UserError(f"--port {port} cannot be used ({error.strerror}): pass another one") from None
     port = listener.getsockname()[1]
+    app = application(chat, port)
     print(f"the chat is at http://{HOST}:{port} (Ctrl-C ends the program)", flush=True)
-    settings = uvicorn.Config(application(chat, port), log_level="warning", timeout_graceful_shutdown=1)
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     uvicorn.Server(settings).run(sockets=[listener])
 
 
@@ -81,62 +84,40 @@ class Desk:
 
     def __init__(self, chat: Chat):
         self.chats = {stage.config.model_mode: stage for stage in stages_of(chat)}
-        self.config, self.waiting = chat.config, 0
-        self.thread = ThreadPoolExecutor(1)
+        self.config, self.run = chat.config, secrets.token_hex(8)
+        self.thread, self.unfinished = ThreadPoolExecutor(1), []
 
     async def about(self, request: Request) -> JSONResponse:
-        """The stages that there are, and the sampling that the program was started with."""
+        """The stages that there are, the sampling given at the start, and a name of this run."""
         stages = [
-            {
-                "mode": mode,
-                "name": STAGES[mode],
-                "parameters": chat.model.num_parameters(),
-                "context": promised_context(chat.model.config, chat.tokenizer),
-            }
-            for mode, chat in self.chats.items()
+            {"mode": mode, "parameters": chat.model.num_parameters()} for mode, chat in self.chats.items()
         ]
         sampling = {name: getattr(self.config, name) for name in SET}
-        return JSONResponse(
-            {"stages": stages, "mode": self.config.model_mode, "sampling": sampling, "tags": TAGS}
-        )
+        about = {"stages": stages, "mode": self.config.model_mode, "sampling": sampling, "tags": TAGS}
+        return JSONResponse({**about, "run": self.run})
 
     async def reply(self, request: Request) -> EventSourceResponse:
         """{"mode", "messages", "sampling", "thinking"} -> events: the prompt, token after token, the end."""
         chat, question = chat_of(self.chats, await body_of(request))
-        prompt, kept = prompt_for(chat, question)
-        if self.waiting >= MOST_WAITING:
-            raise HTTPException(503, f"{self.waiting} replies are waited for already: try again later")
-        left_out = len(chat.messages) + 1 - len(kept)
-        return EventSourceResponse(self.events(chat, prompt, left_out), sep="\n")
-
-    async def events(self, chat: Chat, prompt: list[int], left_out: int) -> AsyncIterator[dict]:
-        """Parts of a reply, some in each event. When the browser goes, the thread turns to the next reply."""
+        prompt, kept = await run_in_threadpool(prompt_for, chat, question)
+        self.unfinished = [work for work in self.unfinished if not work.done()]
+        before = len(self.unfinished)
+        if before >= MOST_WAITING:
+            raise HTTPException(503, f"{before} replies are waited for already: try again later")
         made, has_gone, loop = asyncio.Queue(), Event(), asyncio.get_running_loop()
 
         def work():
             try:
                 for part in parts_of(chat, prompt):
+                    loop.call_soon_threadsafe(made.put_nowait, part)
                     if has_gone.is_set():
                         return
-                    loop.call_soon_threadsafe(made.put_nowait, part)
             finally:
                 loop.call_soon_threadsafe(made.put_nowait, None)
 
-        self.waiting += 1
-        try:
-            working, before = self.thread.submit(work), self.waiting - 1
-            yield {"data": json.dumps([{"prompt": prompt, "left_out": left_out, "before": before}])}
-            parts = []
-            while parts[-1:] != [None]:
-                parts = [await made.get()]
-                while not made.empty():
-                    parts.append(made.get_nowait())
-                yield {"data": json.dumps([part for part in parts if part])}
-                await asyncio.sleep(PAUSE)
-            working.result()  # raises what it raised
-        finally:
-            has_gone.set()
-            self.waiting -= 1
+        self.unfinished.append(self.thread.submit(work))
+        begin = {"prompt": prompt, "left_out": len(chat.messages) + 1 - len(kept), "before": before}
+        return EventSourceResponse(events(begin, made, self.unfinished[-1], has_gone), sep="\n")
 
     async def xray(self, request: Request) -> JSONResponse:
         """{"mode", "prompt", "reply"} -> what `describe_reply` tells."""
@@ -157,8 +138,25 @@ class Desk:
         return JSONResponse(await asyncio.wrap_future(working))
 
 
+async def events(begin: dict, made: asyncio.Queue, work: Future, has_gone: Event) -> AsyncIterator[dict]:
+    """Parts of a reply, some in each event. When the browser goes, the thread turns to the next reply."""
+    try:
+        yield {"data": json.dumps([begin])}
+        parts = []
+        while parts[-1:] != [None]:
+            parts = [await made.get()]
+            while not made.empty():
+                parts.append(made.get_nowait())
+            yield {"data": json.dumps([part for part in parts if part])}
+            await asyncio.sleep(PAUSE)
+        work.result()  # raises what it raised
+    finally:
+        has_gone.set()
+        work.cancel()
+
+
 def parts_of(chat: Chat, prompt: list[int]) -> Iterator[dict]:
-    """{"ids", "text"} whenever characters are complete, then {"ids", "why", "seconds", "used"}."""
+    """{"ids", "text"} when characters are complete; last {"ids", "why", "seconds", "used"} or {"error"}."""
     start, ids, sent, why = time.perf_counter(), [], 0, "end"
 
     def counted():
@@ -175,5 +173,8 @@ def parts_of(chat: Chat, prompt: list[int]) -> Iterator[dict]:
             why = "length"
     except InCircles:
         why = "circle"
+    except UserError as error:
+        yield {"error": str(error)}
+        return
     used = (len(prompt) + len(ids)) / promised_context(chat.model.config, chat.tokenizer)
     yield {"ids": ids[sent:], "why": why, "seconds": time.perf_counter() - start, "used": used}

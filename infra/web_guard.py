@@ -10,8 +10,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class OwnPageOnly:
-    """Answers 403 to a Host that is not among `hosts`, which a stranger's name that was made to lead here has
-    (DNS rebinding), and to an Origin that is not the host's own page."""
+    """Answers 403 unless a request's Host is one of `hosts` and its Origin, if it has one, that host's page.
+
+    A stranger's name can be made to lead to this machine (DNS rebinding); the Host then is that name.
+    """
 
     def __init__(self, app: ASGIApp, hosts: tuple[str, ...]):
         self.app, self.hosts = app, hosts

@@ -15,7 +15,10 @@ MOST_BYTES = 2**18  # of a request: some fifty times the text that fits a contex
 
 
 async def body_of(request: Request) -> dict:
-    """The JSON object in a request. One that is too long is read to its end, or its sender saw no answer."""
+    """The JSON object in a request.
+
+    A request that is too long is read to its end all the same: otherwise its sender would see no answer.
+    """
     size, parts = 0, []
     async for part in request.stream():
         size += len(part)
@@ -49,7 +52,7 @@ def chat_of(chats: dict[int, Chat], body: dict) -> tuple[Chat, str]:
     if messages[-1]["role"] != "user":
         raise UserError("expected a question as the last message")
     if thinking is not None and not (type(thinking) is int and thinking >= 0):
-        raise UserError(f'expected a number of tokens under "thinking", found {describe(thinking)}')
+        raise UserError(f'expected a number of tokens under "thinking", found {json.dumps(thinking)[:40]}')
     config = replace(chat.config, **sampling_of(chat.config, body.get("sampling", {})))
     turns = [{name: message[name] for name in ("role", "content")} for message in messages[:-1]]
     return replace(chat, config=config, thinking=thinking, messages=turns), messages[-1]["content"]
@@ -64,7 +67,7 @@ def sampling_of(config, values) -> dict:
         is_number = type(value) is types[name] or types[name] is float and type(value) is int
         if not is_number:
             kind = "a whole number" if types[name] is int else "a number"
-            raise UserError(f'expected {kind} under "{name}", found {describe(value)}')
+            raise UserError(f'expected {kind} under "{name}", found {json.dumps(value)[:40]}')
         chosen[name] = value
     return chosen
 

@@ -47,7 +47,9 @@ def trace(model, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     x = decoder.embed_tokens(torch.tensor([ids], device=model.lm_head.weight.device))  # (1, T, C)
     hidden, weights = [x[0, -1]], []
     for layer in decoder.layers:
-        weights.append(attention_weights(layer.self_attn, layer.input_layernorm(x), rope)[:, -1])
+        weights.append(
+            attention_weights(layer.self_attn, layer.input_layernorm(x), rope)[:, -1].clone()
+        )  # a view would keep all of it
         x = layer(x, rope, None, None)
         hidden.append(x[0, -1])
     return torch.stack(hidden), torch.stack(weights)

@@ -91,6 +91,13 @@ def test_tokenize_counts_the_documents_and_tokens_of_a_file(small, data):
     assert 1 < found["bytes_per_token"] < 10 and found["megabytes"] == data["pretrain"].stat().st_size / 1e6
 
 
+def test_chat_is_measured_in_the_terminal_and_on_the_page(small, tokenizer, tmp_path):
+    tokenizer.save(tmp_path, 1024)
+    for name in CANDIDATES["chat"][1]:
+        found = measure("chat", name, replace(small, tokenizer=str(tmp_path)))
+        assert 0 < found["first_token_seconds"] < 30 and found["tokens_per_second"] > 1
+
+
 def test_tokens_of_any_length_are_learned_without_the_limit(small, tmp_path):
     line = json.dumps({"text": "一二三四五六七八九十甲乙丙丁戊己庚辛壬癸"}, ensure_ascii=False)  # 60 bytes
     (tmp_path / "texts.jsonl").write_text(f"{line}\n" * 50, encoding="utf-8")

@@ -107,6 +107,16 @@ def test_history_never_begins_with_a_reply(tokenizer):
         assert fit(messages, room, to_prompt)[1][0]["role"] == "user"
 
 
+def test_long_history_is_tokenized_a_few_times_only(tokenizer):
+    messages, asked = conversation(*["好"] * 2001), []
+
+    def to_prompt(kept):
+        asked.append(len(kept))
+        return [0] * len(kept)
+
+    assert fit(messages, 9, to_prompt) == ([0] * 9, messages[-9:]) and len(asked) < 15
+
+
 def test_message_that_is_too_long_alone_is_refused_with_its_length(tokenizer):
     to_prompt = partial(prompt_ids, tokenizer)
     messages = conversation("第一问", "第一答", "第二问")
@@ -216,9 +226,10 @@ def test_system_message_is_changed_kept_and_taken_back(ask, tokenizer):
         ("/fold", "/fold: expected on or off, found ''"),
         ("/model 7", "/model: expected 0, 1, 2 or 3, found '7'"),
         ("/load nothing.jsonl", "nothing.jsonl not found"),
+        ("/load", "/load: expected the name of a file"),
         ("/load .", ".: expected a JSONL file, found a folder"),
         ("/save a.jsonl", "/save: expected a conversation and the name of a file"),
-        ("/stats", "69,072 parameters, temperature 0.0, "),
+        ("/stats", "distilled, 69,072 parameters, temperature 0.0, "),
     ],
 )
 def test_command_says_what_it_did_or_what_is_wrong(line, told, ask, capsys):
@@ -294,6 +305,16 @@ def test_stages_stand_side_by_side_on_a_terminal(stages, wide, monkeypatch):
     assert re.search("pretrained +. distilled", shown)
     assert re.search("甲答 +. 想想", shown) and "乙答" in shown and "think" not in shown
     assert shown.count("长") == 30 and max(map(len, shown.splitlines())) <= 60
+
+
+def test_stage_that_cannot_be_read_is_left_out_and_told(stages, wide, capsys):
+    (stages / "pretrain/model.safetensors").write_bytes(b"broken")
+    converse(
+        chat_with(Answers(wide, "好"), wide, model_dir=f"{stages}/distill", device="cpu"), ["/compare 你好"]
+    )
+    out, err = capsys.readouterr()
+    assert out == "--- distilled ---\n好\n"
+    assert "pretrained is left out: " in err and "not a whole safetensors file" in err
 
 
 def test_reply_in_circles_is_stopped_beside_the_others(stages, wide, capsys):

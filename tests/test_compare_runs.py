@@ -39,13 +39,15 @@ def compared(tmp_path):
 def test_last_values_and_what_differs_stand_side_by_side(tmp_path):
     write_run(tmp_path / "a", [5.0, 4.0], hidden_size=64, rope_theta=1e4)
     write_run(tmp_path / "b", [5.0, 3.0, 2.0], hidden_size=96, rope_theta=1e4)
-    command = element("span", "--learning_rate 0.1<2", "flag")
+    flags = ("--learning_rate 0.1<2", "--skip_bad_lines", "--out_dir b")
+    command = "".join(element("span", flag, "flag") for flag in flags)
     (tmp_path / "b/report.html").write_text(page("b", command))
     text, rows = compared(tmp_path)
     assert rows["val_loss"] == ("5.0000", "3.0000") and rows["loss"] == ("4.0000", "2.0000")
     assert rows["tokens"] == ("200", "300") and rows["tokens per second"] == ("50", "50")
     assert rows["hidden_size"] == ("64", "96") and "rope_theta" not in rows
-    assert rows["--learning_rate"] == ("-", "0.1&lt;2")
+    assert rows["--learning_rate"] == ("-", "0.1&lt;2") and rows["--skip_bad_lines"] == ("-", "on")
+    assert "--out_dir" not in rows
     assert text.count("<svg") == 4 and "By tokens" not in text
 
 

@@ -100,7 +100,8 @@ def test_temperature_0_takes_the_likeliest():
 
 @pytest.mark.parametrize("logits", [[1e4, -1e4, 0.0], [1.0, 0.0, 0.9]])
 def test_temperature_near_0_takes_the_likeliest_without_overflow(logits):
-    assert sample(torch.tensor([logits]), Sampling(1e-30)).tolist() == [0]
+    for temperature in (1e-6, 1e-30, 1e-46, 1e-300):
+        assert sample(torch.tensor([logits]), Sampling(temperature)).tolist() == [0]
 
 
 def test_each_row_is_drawn_from_its_own_logits():

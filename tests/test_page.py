@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from dataset import prompt_ids
 from infra.checkpoint import save_model
+from infra.cli import UserError
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -39,10 +40,12 @@ class Answers:
 
     def __init__(self, tokenizer, text=REPLY, seconds=0.0):
         self.ids = [id for part in re.split("(<[^>]*>)", text) for id in ids_of(tokenizer, part)]
-        self.seconds, self.asked = seconds, []
+        self.seconds, self.asked, self.error = seconds, [], ""
 
     def __call__(self, model, prompts, sampling, shared):
         self.asked.append((prompts[0], sampling, model))
+        if self.error:
+            raise UserError(self.error)
         for id in [*self.ids, 2]:
             time.sleep(self.seconds)
             yield [id]
@@ -93,10 +96,11 @@ def wait_for_end(page, replies=1):
 
 
 def test_conversation_streams_with_its_thinking_folded_and_remembers(opened, tokenizer):
-    answers = Answers(tokenizer, seconds=0.05)
+    answers = Answers(tokenizer, seconds=0.2)
     page, _ = opened(answers)
     ask(page, "三加五？")
     playwright.expect(page.locator("summary")).to_contain_text("正在思考")
+    answers.seconds = 0
     wait_for_end(page)
     assert page.locator(".answer .text").inner_text() == "得8"
     assert page.locator("summary").inner_text() == f"思考 {len(tokenizer.encode('三加五是八'))} 个 token"
@@ -128,6 +132,56 @@ def test_reply_is_stopped_asked_again_and_its_question_edited(opened, tokenizer)
     assert seeds == [0, 1] and page.locator(".question").count() == 1
     page.click(".edit")
     assert page.input_value("#question") == "数" and page.locator(".question").count() == 0
+
+
+def test_keys_of_an_input_method_are_its_own(opened, tokenizer):
+    answers = Answers(tokenizer, "一二三四五" * 9, seconds=0.1)
+    page, _ = opened(answers)
+    press = """([key, more]) => document.getElementById("question").dispatchEvent(
+        new KeyboardEvent("keydown", { key, bubbles: true, cancelable: true, ...more }))"""
+    page.fill("#question", "数")
+    page.evaluate(press, ["Enter", {"isComposing": True}])
+    page.evaluate(press, ["Enter", {"keyCode": 229}])
+    assert page.input_value("#question") == "数" and not answers.asked
+    page.evaluate(press, ["Enter", {}])
+    playwright.expect(page.locator(".answer .text")).to_have_text(re.compile("."))
+    page.evaluate(press, ["Escape", {"isComposing": True}])
+    page.wait_for_timeout(500)
+    assert page.locator("#stop").is_enabled()
+    page.evaluate(press, ["Escape", {}])
+    wait_for_end(page)
+
+
+def test_what_the_model_refuses_is_told_and_nothing_is_lost(opened, tokenizer):
+    answers = Answers(tokenizer)
+    page, _ = opened(answers)
+    ask(page, "三加五？")
+    wait_for_end(page)
+    answers.error = "--seed is unlucky"
+    page.click(".again")
+    playwright.expect(page.locator("#error")).to_have_text("seed is unlucky")
+    assert page.locator(".answer .text").inner_text() == "得8"
+    ask(page, "新的问题")
+    playwright.expect(page.locator("#question")).to_have_value("新的问题")
+    assert page.locator(".question").all_inner_texts() == ["三加五？"]
+    answers.error = ""
+    page.keyboard.press("Enter")
+    wait_for_end(page, 2)
+    assert page.locator("#error").inner_text() == ""
+
+
+def test_reload_keeps_the_question_the_settings_and_the_language(opened, tokenizer):
+    answers = Answers(tokenizer, "一二三四五" * 9, seconds=0.1)
+    page, _ = opened(answers)
+    page.click("#tune")
+    page.fill("#system", "你是猫。")
+    page.click("#language")
+    ask(page, "数")
+    playwright.expect(page.locator(".answer .text")).to_have_text(re.compile("..."))
+    page.reload()
+    playwright.expect(page.locator(".question")).to_have_text("数")
+    assert "stopped" in page.locator(".stats").inner_text() and page.locator("#send").inner_text() == "Send"
+    assert page.input_value("#system") == "你是猫。"
 
 
 def test_settings_reach_the_sampling_and_the_thinking(opened, tokenizer):
@@ -302,11 +356,14 @@ def test_conversation_is_saved_for_others_and_opened(opened, tokenizer, tmp_path
     saved = json.loads((tmp_path / "chat.jsonl").read_text(encoding="utf-8"))
     assert saved == {"conversations": conversation("三加五？", REPLY)}
     page.click("#fresh")
-    assert page.locator(".question").count() == 0
+    assert page.locator(".question").count() == 0 and page.locator("#save").is_disabled()
+    page.click("#tune")
+    page.fill("#system", "你是猫。")
     page.set_input_files("#file", tmp_path / "chat.jsonl")
     page.wait_for_selector(".question")
     assert page.locator(".answer .text").inner_text() == "得8"
     assert page.locator("details p").text_content() == "三加五是八"
+    assert page.input_value("#system") == ""
     (tmp_path / "bad.jsonl").write_text("{}")
     page.set_input_files("#file", tmp_path / "bad.jsonl")
     playwright.expect(page.locator("#error")).to_contain_text("bad.jsonl")

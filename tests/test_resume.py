@@ -274,6 +274,21 @@ def test_fresh_run_keeps_the_files_of_the_run_before(rows, config, capsys):
     assert (folder / "training_state.before1.pt").read_bytes() == second
 
 
+def test_report_of_a_finished_run_is_its_own(rows, config):
+    trained(rows, config)
+    report = Path(config.out_dir) / "report.html"
+    finished = report.read_bytes()
+    trained(rows, config, resume=True, log_every=7)  # nothing is left to train
+    assert report.read_bytes() == finished
+    with pytest.raises(KeyboardInterrupt):
+        trained(ChangedRows(rows, interrupt), config, seed=9)
+    assert not report.exists() and report.with_name("report.before.html").read_bytes() == finished
+
+
+def interrupt(number, row):
+    raise KeyboardInterrupt
+
+
 def test_fresh_run_is_not_resumed_from_the_run_before(rows, config):
     weights = trained(rows, replace(config, out_dir=config.out_dir + "_alone"))
     trained(rows, config, seed=9)

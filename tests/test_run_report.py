@@ -193,8 +193,8 @@ def test_histogram_counts_every_document(lengths):
 
 
 def test_report_of_many_stages_holds_the_page_of_each(tmp_path, capsys):
-    told = heard(print, HOSTILE)
-    assert HOSTILE in capsys.readouterr().out
+    told = heard(print, f"\033[2m{HOSTILE}\033[0m")
+    assert HOSTILE in capsys.readouterr().out and told == f"{HOSTILE}\n"
     (tmp_path / "SFT").mkdir()
     (tmp_path / "SFT/report.html").write_text(page("SFT", "<p>its curves</p>"), encoding="utf-8")
     rows = {"sft": {"val_loss": 1.25}, "gone": {}}

@@ -109,7 +109,7 @@ def test_every_command_is_obeyed(opened, tokenizer, tmp_path):
         "/model": ("1", f"model 1, in {tmp_path}/SFT"),
         "/retry": ("", "8 tokens, "),
         "/undo": ("", "forgotten: 你好"),
-        "/load": (chat, "1 questions and their replies"),
+        "/load": (chat, "> 你好\n"),
         "/new": ("", "a new conversation"),
         "/quit": ("", "ended"),
     }
@@ -135,7 +135,7 @@ def test_reply_streams(opened):
 def test_thinking_is_closed_and_folded_on_the_screen(opened):
     screen = opened("--max_new_tokens 12")
     screen.type("/think off")
-    screen.wait_for("thinks for at most 0 tokens")
+    screen.wait_for("answers at once")
     screen.type("你好")
     assert "<think>" not in screen.wait_for("of the context in use")
     screen.type("/fold on")

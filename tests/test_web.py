@@ -1,10 +1,13 @@
 """The page's server: what it streams, what it refuses, and that X-ray shows what transformers computes."""
 
+import base64
+import hashlib
 import json
 import re
 import socket
 import threading
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 from dataclasses import replace
@@ -173,7 +176,9 @@ def test_requests_of_other_pages_and_for_other_hosts_are_refused(plain):
 def test_page_allows_no_script_but_its_own_and_no_other_host(plain):
     with urllib.request.urlopen(f"{plain.url}/") as response:
         policy, page = response.headers["Content-Security-Policy"], response.read().decode()
-    assert "default-src 'none'" in policy and "script-src 'sha256-" in policy
+    script = page.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
     assert not re.findall(r"https?://|src=|@import|url\(", page)
 
 
@@ -212,6 +217,35 @@ def test_bad_request_is_told_what_is_wrong_with_it(path, body, status, expected,
     assert plain.ask(sampling={"max_new_tokens": 1})[-1]["why"]  # the next one is answered
 
 
+def test_what_the_model_refuses_is_the_last_part_of_a_reply(serve):
+    model = tiny_model()
+    server = serve(model, others={0: model})
+    *_, last = server.ask(mode=0, messages=conversation("长" * 400))
+    assert last["error"].startswith("found a prompt of ") and "expected 1 to 127" in last["error"]
+    assert server.ask(sampling={"temperature": 1e-300, "max_new_tokens": 3})[-1]["why"]
+
+
+def test_replies_whose_browser_has_gone_are_not_begun(serve):
+    begun, going = [], threading.Event()
+
+    def held(model, prompts, sampling, shared):
+        begun.append(1)
+        going.wait(30)
+        yield [9]
+
+    server = serve(answer=held)
+    opened = [server.open_reply()[0] for _ in range(4)]
+    for connection in opened[1:]:
+        connection.close()
+    time.sleep(1)
+    going.set()
+    connection, begin = server.open_reply()
+    connection.recv(4096)
+    assert len(begun) == 2 and begin["before"] <= 1
+    connection.close()
+    opened[0].close()
+
+
 def test_computing_stops_when_the_browser_has_gone(serve):
     steps = []
 
@@ -245,10 +279,11 @@ def test_replies_are_made_one_at_a_time_and_not_too_many_wait(serve):
     server = serve(answer=held)
     opened = [server.open_reply() for _ in range(MOST_WAITING)]
     body = {"mode": 2, "messages": ASKED, "sampling": {"max_new_tokens": 9}}
+    threading.Timer(5, going.set).start()  # or one that is not refused would wait
     status, text = server.post("/reply", body)
+    going.set()
     assert [begin["before"] for _, begin in opened] == list(range(MOST_WAITING))
     assert status == 503 and "8 replies are waited for" in text
-    going.set()
     deadline = time.time() + 30
     while server.post("/reply", body)[0] == 503 and time.time() < deadline:
         time.sleep(0.1)
@@ -258,7 +293,13 @@ def test_replies_are_made_one_at_a_time_and_not_too_many_wait(serve):
 
 
 def test_request_of_any_length_is_read_without_keeping_it(plain):
-    assert plain.post("/reply", b"x" * (20 * MOST_BYTES))[0] == 413
+    body = b"x" * (40 * MOST_BYTES)
+    tracemalloc.start()
+    try:
+        assert plain.post("/reply", body)[0] == 413
+        assert tracemalloc.get_traced_memory()[1] < 10 * MOST_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 # ---- X-ray ----

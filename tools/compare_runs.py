@@ -27,20 +27,24 @@ CURVES = {  # metric: (label of the axis, caption)
     "lr": ("learning rate", "Learning rate."),
     "tokens_per_second": ("tokens per second", "Useful tokens a second, padding left out."),
 }
-FLAG = re.compile('<span class="flag">--(\\w+) (.*?)</span>')
+FLAG = re.compile('<span class="flag">--(\\S+?)(?: (.*?))?</span>')
 SAME = 0.01  # of the tokens in a step: rows are packed a little differently
 
 
 def read_run(folder: str) -> list[dict]:
     """The metrics of a run, the tokens of a validation being those of its step. Raises UserError if none."""
     path = Path(folder) / "metrics.jsonl"
-    lines = read_metrics(path)
-    trained = [line for line in lines if "tokens" in line]
-    if not trained:
-        found = "found no step in it" if path.is_file() else "not found"
-        raise UserError(f"{path}: {found}, expected what a training script writes into its --out_dir")
-    steps, tokens = ([line[name] for line in trained] for name in ("step", "tokens"))
-    return [{**line, "tokens": round(np.interp(line["step"], steps, tokens))} for line in lines]
+    expected = "expected what a training script writes into its --out_dir"
+    try:
+        lines = read_metrics(path)
+        trained = [(line["step"], line["tokens"]) for line in lines if "tokens" in line]
+        if not trained:
+            found = "found no step in it" if path.is_file() else "not found"
+            raise UserError(f"{path}: {found}, {expected}")
+        steps, tokens = zip(*trained)
+        return [{**line, "tokens": round(np.interp(line["step"], steps, tokens))} for line in lines]
+    except (UnicodeDecodeError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: {expected} ({error})") from None
 
 
 def settings_of(folder: Path) -> dict:
@@ -48,7 +52,8 @@ def settings_of(folder: Path) -> dict:
     config = read_json(folder) if (folder / "config.json").is_file() else {}
     report = folder / "report.html"
     text = body_of(report.read_text(encoding="utf-8")) if report.is_file() else ""
-    return config | {f"--{name}": html.unescape(value) for name, value in FLAG.findall(text)}
+    flags = {f"--{name}": html.unescape(value) or "on" for name, value in FLAG.findall(text)}
+    return config | {name: value for name, value in flags.items() if name != "--out_dir"}
 
 
 def differing(runs: dict[str, dict]) -> list[list]:
