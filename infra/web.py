@@ -9,6 +9,7 @@ import json
 import secrets
 import socket
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -38,7 +39,7 @@ from infra.xray import describe_reply, describe_step
 
 HOST, PAGE = "127.0.0.1", Path(__file__).with_name("page.html")
 MOST_WAITING = 8  # replies, the one that is being made included
-PAUSE = 0.02  # seconds between two events: one for each token would take time from the model
+PAUSE = 0.05  # seconds between two events: one for each token would take time from the model
 
 
 def serve(chat: Chat, port: int) -> None:
@@ -104,20 +105,20 @@ class Desk:
         before = len(self.unfinished)
         if before >= MOST_WAITING:
             raise HTTPException(503, f"{before} replies are waited for already: try again later")
-        made, has_gone, loop = asyncio.Queue(), Event(), asyncio.get_running_loop()
+        basket, has_gone = Basket(), Event()
 
         def work():
             try:
                 for part in parts_of(chat, prompt):
-                    loop.call_soon_threadsafe(made.put_nowait, part)
+                    basket.put(part)
                     if has_gone.is_set():
                         return
             finally:
-                loop.call_soon_threadsafe(made.put_nowait, None)
+                basket.put(None)
 
         self.unfinished.append(self.thread.submit(work))
         begin = {"prompt": prompt, "left_out": len(chat.messages) + 1 - len(kept), "before": before}
-        return EventSourceResponse(events(begin, made, self.unfinished[-1], has_gone), sep="\n")
+        return EventSourceResponse(events(begin, basket, self.unfinished[-1], has_gone), sep="\n")
 
     async def xray(self, request: Request) -> JSONResponse:
         """{"mode", "prompt", "reply"} -> what `describe_reply` tells."""
@@ -138,15 +139,30 @@ class Desk:
         return JSONResponse(await asyncio.wrap_future(working))
 
 
-async def events(begin: dict, made: asyncio.Queue, work: Future, has_gone: Event) -> AsyncIterator[dict]:
+class Basket:
+    """What a thread has made for a coroutine, which is woken once for all that it then takes together."""
+
+    def __init__(self):
+        self.parts, self.has_parts, self.loop = deque(), asyncio.Event(), asyncio.get_running_loop()
+
+    def put(self, part) -> None:
+        self.parts.append(part)
+        if len(self.parts) == 1:
+            self.loop.call_soon_threadsafe(self.has_parts.set)
+
+    async def take(self) -> list:
+        await self.has_parts.wait()
+        self.has_parts.clear()
+        return [self.parts.popleft() for _ in iter(lambda: len(self.parts), 0)]  # until it is empty
+
+
+async def events(begin: dict, basket: Basket, work: Future, has_gone: Event) -> AsyncIterator[dict]:
     """Parts of a reply, some in each event. When the browser goes, the thread turns to the next reply."""
     try:
         yield {"data": json.dumps([begin])}
         parts = []
         while parts[-1:] != [None]:
-            parts = [await made.get()]
-            while not made.empty():
-                parts.append(made.get_nowait())
+            parts = await basket.take()
             yield {"data": json.dumps([part for part in parts if part])}
             await asyncio.sleep(PAUSE)
         work.result()  # raises what it raised

@@ -83,9 +83,9 @@ def test_the_project_does_not_grow():
     multiple choice and of texts (190), a second file of the benchmark (25), a lock on a run's folder (43),
     fine-tuning on a domain (176), replies that a batch cut short (20), GGUF of eight types, proved in
     llama.cpp and measured (265), a chat with commands (440), the report of a run, with runs compared (515),
-    and the chat as a page, with X-ray, and its speed (625)."""
+    and the chat as a page, with X-ray, and its speed (645)."""
     reasoning = ["GRPO.py", "infra/rewards.py"]
     language = ("digits", "arithmetic", "expressions", "claims")
     tools = (*language, "worked_r1", "more_problems", "other_numbers", "own_replies", "ladder")
     reasoning += [f"tools/{name}.py" for name in tools]
-    assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 8555
+    assert sum(lines_of(path) for path in ALL_CODE if path not in reasoning) <= 8575
