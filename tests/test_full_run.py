@@ -13,19 +13,17 @@ from conftest import conversation, write_jsonl
 from infra.divergence import Diverged
 from infra.questions import read_conversations
 from infra.tokenizer import ChatTokenizer
-from tools.full_run import (
+from tools.full_run import main, run_stage, typical
+from tools.full_run_data import gather, hold_out, reason, word_problems
+from tools.full_run_plan import (
     GRADING,
     STAGES,
     FullRunConfig,
     command_line,
     flags_of,
-    main,
     plan,
-    run_stage,
     time_for,
-    typical,
 )
-from tools.full_run_data import gather, hold_out, reason, word_problems
 from tools.full_run_results import compared, signs_test, tables, texts
 from tools.worked_r1 import use_of
 
@@ -181,7 +179,7 @@ def test_planned_steps_and_validations_fill_their_share_of_the_time(tmp_path, mo
         return {"step_seconds": 0.5, "validation_seconds": 8.0, **sizes}
 
     first = with_script(STAGES[0], rehearsal)
-    monkeypatch.setattr("tools.full_run.STAGES", [first, *STAGES[1:]])
+    monkeypatch.setattr("tools.full_run_plan.STAGES", [first, *STAGES[1:]])
     found = plan(first, planning(tmp_path, minutes=20), {"seconds": 32.0})
     share = 1160 * 0.17 / (1 + 6 * GRADING)  # of what is left after the rehearsal, which validated once
     assert share - 0.5 < found["steps"] * 0.5 + 4 * 8.0 <= share + 1e-6
