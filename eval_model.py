@@ -6,9 +6,8 @@ Talk with the pretrained (0), SFT (1), distilled (2) or rewarded (3) model, or l
     python eval_model.py --model_mode 2 --score r1_test.jsonl
     python eval_model.py --model_mode 2 --web
 
---score also takes texts, whose loss it tells, and multiple choice: {"question", "choices", "answer"}. Mode 0
-has not learned to converse: it continues texts. Mode 1 takes the newest finished one of out/SFT_1024 and
-out/SFT. In a chat, /help lists what else can be done; --web opens a page that shows replies from inside.
+--score also takes texts, whose loss it tells, and multiple choice: {"question", "choices", "answer"}. Mode 1
+takes the newest finished one of out/SFT_1024 and out/SFT. --web opens a page that shows replies from inside.
 """
 
 from dataclasses import dataclass, replace
@@ -37,7 +36,7 @@ GREETING = "Ctrl-C stops a reply, /help tells what else there is, Ctrl-D ends th
 
 @dataclass(frozen=True)
 class EvalConfig(Sampling):
-    model_mode: int = flag(2, "0 pretrained, 1 SFT, 2 distilled, 3 GRPO", choices=list(MODES))
+    model_mode: int = flag(2, "0 pretrained (base model), 1 SFT, 2 distilled, 3 GRPO", choices=list(MODES))
     model_dir: str = flag("", "the checkpoint's folder (default: the mode's, out/pretrain, ...)")
     prompt: str = flag(None, "answer this and exit")
     score: str = flag("", "answer a JSONL file's questions, print the share of right answers, and exit")
@@ -70,18 +69,20 @@ def load_stage(config: EvalConfig, mode: int):
     return config, *load(config)
 
 
+def open_chat(config: EvalConfig) -> Chat:
+    return Chat(*load(config), config, stream, prompt_ids, load_stage)
+
+
 def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
-    model, tokenizer = load(config)
     if config.score:
-        return report(*score_file(model, tokenizer, config, prompt_ids, judged_replies), config)
-    chat = Chat(model, tokenizer, config, stream, prompt_ids, load_stage)
+        return report(*score_file(*load(config), config, prompt_ids, judged_replies), config)
     if config.web:
         from infra.web import serve  # a server is loaded for nothing else
 
-        return serve(chat, config.port)
+        return serve(lambda: open_chat(config), config.port)
     greeting = GREETING if config.model_mode else f"{GREETING} This model continues texts."
-    converse(chat, typed_lines(greeting, config.prompt, COMMANDS))
+    converse(open_chat(config), typed_lines(greeting, config.prompt, COMMANDS))
 
 
 if __name__ == "__main__":

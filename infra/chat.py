@@ -29,7 +29,8 @@ def converse(chat: Chat, lines: Iterable[str]) -> None:
 
 def reply(chat: Chat, question: str) -> None:
     """Print a reply and remember it. Raises UserError for a question that is too long."""
-    prompt, messages = prompt_for(chat, question)
+    prompt, seen = prompt_for(chat, question)
+    asked = [*chat.messages, {"role": "user", "content": question}]
     start, ids = time.perf_counter(), []
     chat.prompt, chat.reply = prompt, ids
 
@@ -42,7 +43,7 @@ def reply(chat: Chat, question: str) -> None:
     chat.replies += 1
     context = promised_context(chat.model.config, chat.tokenizer)
     print_stats(len(ids), time.perf_counter() - start, len(prompt) + len(ids), context)
-    if chat.config.model_mode:
-        # a turn without a reply is forgotten: the next question would follow a question
-        answered = [*messages, {"role": "assistant", "content": text}]
-        chat.messages = answered if text.strip() else messages[:-1]
+    if len(seen) < len(asked):
+        tell(f"oldest messages left out, for lack of room: {len(asked) - len(seen)}")
+    if chat.config.model_mode and text.strip():  # else the next question would follow a question
+        chat.messages = [*asked, {"role": "assistant", "content": text}]

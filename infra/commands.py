@@ -76,8 +76,7 @@ def set_value(chat: Chat, argument: str) -> None:
 
 def set_thinking(chat: Chat, argument: str) -> None:
     if argument not in ("on", "off") and not argument.isdecimal():
-        expected = "expected on, off or a number of tokens"
-        raise UserError(f"/think: {expected}, found {visible(argument)!r}")
+        raise UserError(f"/think: expected on, off or a number of tokens, found {visible(argument)!r}")
     chat.thinking = {"on": None, "off": 0}[argument] if argument in ("on", "off") else int(argument)
     limit = f"thinks for at most {chat.thinking} tokens" if chat.thinking else "answers at once"
     tell("thinks as long as it likes" if chat.thinking is None else limit)
@@ -94,9 +93,8 @@ def save(chat: Chat, path: str) -> None:
     """A line of JSONL, such as SFT.py learns from and /load reads."""
     if not path or not chat.messages:
         raise UserError("/save: expected a conversation and the name of a file")
-    write_text(
-        Path(path).expanduser(), json.dumps({"conversations": chat.messages}, ensure_ascii=False) + "\n"
-    )
+    line = json.dumps({"conversations": chat.messages}, ensure_ascii=False)
+    write_text(Path(path).expanduser(), line + "\n")
     tell(f"saved in {path}")
 
 
@@ -127,7 +125,8 @@ def show_stats(chat: Chat, _: str) -> None:
     used = len(chat.prompt_ids(chat.tokenizer, chat.messages)) if chat.messages else 0
     sampling = ", ".join(f"{name} {getattr(chat.config, name)}" for name in SET)
     stage = STAGES[chat.config.model_mode]
-    tell(f"{stage}, {chat.model.num_parameters():,} parameters, {sampling}")
+    thinking = "without limit" if chat.thinking is None else f"{chat.thinking} tokens at most"
+    tell(f"{stage}, {chat.model.num_parameters():,} parameters, {sampling}, thinking {thinking}")
     tell(f"{len(chat.messages)} messages, {used} tokens of {chat.model.config.max_position_embeddings}")
 
 

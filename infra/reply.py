@@ -30,7 +30,6 @@ def reply_ids(chat: Chat, prompt: list[int]) -> Iterator[int]:
     answer = chat.answer
     if chat.thinking is not None and chat.config.model_mode:
         answer = limit_thinking(answer, chat.tokenizer, chat.thinking)
-    # asked again, it may answer otherwise
-    sampling = replace(chat.config, seed=chat.config.seed + chat.replies)
+    sampling = replace(chat.config, seed=chat.config.seed + chat.replies)  # another when asked again
     steps = answer(chat.model, [prompt], sampling, chat.shared)
     return until_it_circles(id for [id] in steps if id != chat.model.config.eos_token_id)

@@ -34,9 +34,8 @@ def limit_thinking(answer: Callable, tokenizer, most: int) -> Callable:
         yield from ([id] for id in forced)
         left = sampling.max_new_tokens - len(ids) - len(forced)
         if left > 0:
-            yield from answer(
-                model, [prompts[0] + ids + forced], replace(sampling, max_new_tokens=left), shared
-            )
+            rest = replace(sampling, max_new_tokens=left)
+            yield from answer(model, [prompts[0] + ids + forced], rest, shared)
 
     return limited
 

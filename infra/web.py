@@ -39,27 +39,26 @@ from infra.xray import describe_reply, describe_step
 
 HOST, PAGE = "127.0.0.1", Path(__file__).with_name("page.html")
 MOST_WAITING = 8  # replies, the one that is being made included
-PAUSE = 0.05  # seconds between two events: one for each token would take time from the model
+PAUSE = 0.05  # seconds between two events: each of them takes a core from the model
 
 
-def serve(chat: Chat, port: int) -> None:
-    """Serve the page until Ctrl-C, with a chat's stage and the others that there are.
+def serve(open_chat: Callable[[], Chat], port: int) -> None:
+    """Serve the page until Ctrl-C, with the stage of the chat that is opened and the others that there are.
 
-    Raises UserError for a port that is taken.
+    Raises UserError for a port that is taken, and what `open_chat` raises.
     """
     try:
         listener = socket.create_server((HOST, port))
     except OSError as error:
         raise UserError(f"--port {port} cannot be used ({error.strerror}): pass another one") from None
     port = listener.getsockname()[1]
-    app = application(chat, port)
+    settings = uvicorn.Config(application(open_chat, port), log_level="warning", timeout_graceful_shutdown=1)
     print(f"the chat is at http://{HOST}:{port} (Ctrl-C ends the program)", flush=True)
-    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     uvicorn.Server(settings).run(sockets=[listener])
 
 
-def application(chat: Chat, port: int) -> Starlette:
-    desk = Desk(chat)
+def application(open_chat: Callable[[], Chat], port: int) -> Starlette:
+    desk = Desk(open_chat)
     routes = {"/reply": desk.reply, "/xray": desk.xray, "/step": desk.step}
     return Starlette(
         routes=[
@@ -81,18 +80,21 @@ async def show_page(request: Request) -> HTMLResponse:
 
 
 class Desk:
-    """Where requests wait for the one thread that owns the models."""
+    """Where requests wait for the one thread that owns the models.
 
-    def __init__(self, chat: Chat):
-        self.chats = {stage.config.model_mode: stage for stage in stages_of(chat)}
-        self.config, self.run = chat.config, secrets.token_hex(8)
-        self.thread, self.unfinished = ThreadPoolExecutor(1), []
+    It loads them too: if two threads compute, each has a team of OpenMP threads, and tokens take longer.
+    """
+
+    def __init__(self, open_chat: Callable[[], Chat]):
+        self.thread, self.unfinished, self.run = ThreadPoolExecutor(1), [], secrets.token_hex(8)
+        chat = self.thread.submit(open_chat).result()
+        stages = stages_of(chat)
+        loaded = iter(lambda: self.thread.submit(next, stages, None).result(), None)  # Ctrl-C waits for one
+        self.config, self.chats = chat.config, {stage.config.model_mode: stage for stage in loaded}
 
     async def about(self, request: Request) -> JSONResponse:
         """The stages that there are, the sampling given at the start, and a name of this run."""
-        stages = [
-            {"mode": mode, "parameters": chat.model.num_parameters()} for mode, chat in self.chats.items()
-        ]
+        stages = [{"mode": mode, "parameters": it.model.num_parameters()} for mode, it in self.chats.items()]
         sampling = {name: getattr(self.config, name) for name in SET}
         about = {"stages": stages, "mode": self.config.model_mode, "sampling": sampling, "tags": TAGS}
         return JSONResponse({**about, "run": self.run})

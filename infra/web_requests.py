@@ -64,8 +64,7 @@ def sampling_of(config, values) -> dict:
         raise UserError(f'expected some of {", ".join(SET)} under "sampling"')
     types, chosen = {f.name: f.type for f in fields(config)}, {}
     for name, value in values.items():
-        is_number = type(value) is types[name] or types[name] is float and type(value) is int
-        if not is_number:
+        if not (type(value) is types[name] or types[name] is float and type(value) is int):
             kind = "a whole number" if types[name] is int else "a number"
             raise UserError(f'expected {kind} under "{name}", found {json.dumps(value)[:40]}')
         chosen[name] = value

@@ -153,13 +153,14 @@ def test_turn_without_a_reply_is_forgotten(ask, tokenizer, capsys):
     assert capsys.readouterr().out.splitlines() == ["好", " (an empty reply)", "好"]
 
 
-def test_chat_forgets_what_is_longer_than_the_rows_it_was_trained_on(tokenizer, tmp_path):
-    """The model itself could hold 512 tokens."""
+def test_model_does_not_see_what_is_longer_than_the_rows_it_was_trained_on(tokenizer, tmp_path, capsys):
+    """The model itself could hold 512 tokens. What it no longer sees is saved all the same."""
     alone = [prompt_ids(tokenizer, conversation(question)) for question in "甲乙丙"]
     tokenizer.save(tmp_path, 2 * max(map(len, alone)))  # half of it is for the reply
     answers = Answers(tokenizer, "好")
-    converse(chat_with(answers, ChatTokenizer(tmp_path)), "甲乙丙")
-    assert answers.prompts == alone
+    converse(chat_with(answers, ChatTokenizer(tmp_path)), ["甲", "乙", "丙", f"/save {tmp_path}/chat.jsonl"])
+    assert answers.prompts == alone and "left out, for lack of room: 4" in capsys.readouterr().err
+    assert next(read_conversations(tmp_path / "chat.jsonl")) == conversation(*"甲好乙好丙好")
 
 
 def test_message_that_is_too_long_is_told_and_the_chat_goes_on(ask, tokenizer, capsys):

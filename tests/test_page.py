@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import conversation, tiny_model
+from conftest import conversation, tiny_model, write_jsonl
 from test_web import Server
 from transformers import AutoModelForCausalLM
 
@@ -364,6 +364,13 @@ def test_conversation_is_saved_for_others_and_opened(opened, tokenizer, tmp_path
     assert page.locator(".answer .text").inner_text() == "得8"
     assert page.locator("details p").text_content() == "三加五是八"
     assert page.input_value("#system") == ""
+    # as the terminal chat saves what was stopped, and what had no thought
+    cut_short = [conversation("数", "<think>一二"), conversation("数", "得8</think>")]
+    for line, (said, thought) in zip(cut_short, [("", "一二"), ("得8", "")]):
+        write_jsonl(tmp_path / "cut.jsonl", [{"conversations": line}])
+        page.set_input_files("#file", tmp_path / "cut.jsonl")
+        playwright.expect(page.locator("details p")).to_have_text(thought)
+        playwright.expect(page.locator(".answer .text")).to_have_text(said)
     (tmp_path / "bad.jsonl").write_text("{}")
     page.set_input_files("#file", tmp_path / "bad.jsonl")
     playwright.expect(page.locator("#error")).to_contain_text("bad.jsonl")

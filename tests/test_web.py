@@ -27,7 +27,7 @@ from infra.checkpoint import save_model
 from infra.conversation import Chat
 from infra.inside import token_probabilities
 from infra.source_shapes import shape_lines
-from infra.web import MOST_WAITING, application
+from infra.web import MOST_WAITING, Desk, application
 from infra.web_requests import MOST_BYTES
 from infra.xray import describe_step
 from model import WeakWater
@@ -52,7 +52,9 @@ class Server:
         self.port = listener.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.server = uvicorn.Server(
-            uvicorn.Config(application(chat, self.port), log_level="warning", timeout_graceful_shutdown=1)
+            uvicorn.Config(
+                application(lambda: chat, self.port), log_level="warning", timeout_graceful_shutdown=1
+            )
         )
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]})
         self.thread.start()
@@ -371,8 +373,29 @@ def test_shapes_are_those_of_the_lines_they_name(oracle):
     assert str(seen["attended"]) in numbers.values() and by_name["hidden"] == "(1, 20, 48)"
 
 
-def test_port_that_is_taken_is_told(tokenizer, tmp_path, plain):
-    save_model(tiny_model(), tmp_path / "distill", tokenizer, 128)
-    argv = ["--web", f"--port={plain.port}", f"--model_dir={tmp_path}/distill", "--device=cpu"]
+def test_port_that_is_taken_is_told(plain):
+    argv = ["--web", f"--port={plain.port}", "--device=cpu"]
     with pytest.raises(ValueError, match=f"--port {plain.port} cannot be used .Address already in use"):
         eval_model.main(argv)
+
+
+def test_a_model_that_is_missing_is_told(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected the folder of a checkpoint"):
+        eval_model.main(["--web", "--port=0", f"--model_dir={tmp_path}/none", "--device=cpu"])
+
+
+def test_models_are_loaded_in_the_thread_that_computes(tokenizer):
+    threads, model = [], tiny_model()
+
+    def load_stage(config, mode):
+        threads.append(threading.current_thread())
+        return replace(config, model_mode=mode), model, tokenizer
+
+    def open_chat():
+        threads.append(threading.current_thread())
+        return Chat(model, tokenizer, EvalConfig(), stream, prompt_ids, load_stage)
+
+    desk = Desk(open_chat)
+    threads.append(desk.thread.submit(threading.current_thread).result())
+    desk.thread.shutdown()
+    assert len(threads) == 5 and len(set(threads)) == 1 and threads[0] is not threading.current_thread()

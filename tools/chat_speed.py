@@ -6,10 +6,9 @@ import socket
 import statistics
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import replace
+from http.client import HTTPConnection
 
 import torch
 import uvicorn
@@ -45,13 +44,16 @@ class Clock(io.StringIO):
 
 def measure_chat(candidate: str, config) -> dict:
     """{first_token_seconds, tokens_per_second} of replies of NEW_TOKENS; medians, after one to warm up."""
-    tokenizer, device = ChatTokenizer(config.tokenizer), pick_device(config.device)
-    torch.manual_seed(0)
-    shape = LLMConfig.preset(config.preset, vocab_size=len(tokenizer))
-    model = WeakWater(replace(shape, eos_token_id=-1)).to(device).eval()  # so that no reply ends early
-    sampling = EvalConfig(temperature=1.0, max_new_tokens=NEW_TOKENS)  # so that none goes in circles
-    chat = Chat(model, tokenizer, sampling, stream, prompt_ids, no_other_stage)
-    arrivals = {"bare loop": bare_loop, "terminal": terminal, "page": page}[candidate](chat)
+
+    def open_chat():
+        tokenizer, device = ChatTokenizer(config.tokenizer), pick_device(config.device)
+        torch.manual_seed(0)
+        shape = LLMConfig.preset(config.preset, vocab_size=len(tokenizer), eos_token_id=-1)  # none ends early
+        model = WeakWater(shape).to(device).eval()
+        sampling = EvalConfig(temperature=1.0, max_new_tokens=NEW_TOKENS)  # so that none goes in circles
+        return Chat(model, tokenizer, sampling, stream, prompt_ids, no_other_stage)
+
+    arrivals = {"bare loop": bare_loop, "terminal": terminal, "page": page}[candidate](open_chat)
     found = []
     for _ in range(1 + TIMES):
         start = time.perf_counter()
@@ -66,8 +68,9 @@ def no_other_stage(config, mode):
     raise FileNotFoundError
 
 
-def bare_loop(chat: Chat) -> Iterator[list[float]]:
+def bare_loop(open_chat: Callable[[], Chat]) -> Iterator[list[float]]:
     """When each token of a reply arrived; and so again."""
+    chat = open_chat()
     while True:
         clock, prompt = Clock(), prompt_ids(chat.tokenizer, [{"role": "user", "content": QUESTION}])
         for [id] in stream(chat.model, [prompt], chat.config, chat.shared):
@@ -75,8 +78,9 @@ def bare_loop(chat: Chat) -> Iterator[list[float]]:
         yield clock.times
 
 
-def terminal(chat: Chat) -> Iterator[list[float]]:
+def terminal(open_chat: Callable[[], Chat]) -> Iterator[list[float]]:
     """The same of what is printed, the line of numbers under it left out."""
+    chat = open_chat()
     while True:
         chat.messages, chat.replies = [], 0
         with redirect_stdout(Clock()) as clock:
@@ -84,22 +88,20 @@ def terminal(chat: Chat) -> Iterator[list[float]]:
         yield clock.times[: -2 * 2]  # two lines, each with its end
 
 
-def page(chat: Chat) -> Iterator[list[float]]:
+def page(open_chat: Callable[[], Chat]) -> Iterator[list[float]]:
     """The same of the events that a browser receives."""
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(application(chat, port), log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(application(open_chat, port), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    body = json.dumps({"mode": 2, "messages": [{"role": "user", "content": QUESTION}]}).encode()
+    body = json.dumps({"mode": 2, "messages": [{"role": "user", "content": QUESTION}]})
+    connection = HTTPConnection("127.0.0.1", port)  # is kept, as browsers do
     try:
         while True:
-            times = []
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/reply", body) as events:
-                for line in events:
-                    if b'"text"' in line:
-                        times.append(time.perf_counter())
-            yield times
+            connection.request("POST", "/reply", body)
+            yield [time.perf_counter() for line in connection.getresponse() if b'"text"' in line]
     finally:
+        connection.close()
         server.should_exit = True
         thread.join()
