@@ -19,7 +19,7 @@ PROGRAM = (
     "所以结果是540。\n</think>\n<answer>\n列式计算：9×5×12=540。\n答案：540\n</answer>"
 )
 WORKED = (
-    "<think>\n9×5×12\n9×5=45\n45×12:45×1=45,45×2~09=90,450+90~045=540得540\n</think>\n"
+    "<think>\n9×5×12\n9×5=45\n45×12:45×1=45,45×2~51010,40809=90,450+90~000,594进405=540得540\n</think>\n"
     "<answer>\n540\n</answer>"
 )
 
@@ -45,8 +45,8 @@ def test_a_percentage_is_the_last_step():
     ("thought", "expected"),
     [
         ("She has 30*3=90 apples.", "She has 30×3:3×3=9得90 apples."),
-        ("共24×12=288个", "共24×12:24×1=24,24×2~84=48,240+48~882=288得288个"),
-        ("5*12+6=66 inches", "5×12+6:5×12:12×5~06=60得60,60+6~66=66得66 inches"),
+        ("共24×12=288个", "共24×12:24×1=24,24×2~40808,20404=48,240+48~088,448,202=288得288个"),
+        ("5*12+6=66 inches", "5×12+6:5×12:12×5~21010,10506=60得60,60+6~066,606=66得66 inches"),
         ("没有算式", "没有算式"),
         ("x+3=5", "x+3=5"),
         ("1,200+300=1500", "1,200+300=1500"),
@@ -143,5 +143,5 @@ def test_a_bad_line_is_named(tmp_path):
 
 
 def test_steps_are_true_of_the_numbers_that_they_name():
-    assert ("450+90~045=540", True) in claims(WORKED) and claims(WORKED)[-1] == ("45×12得540", True)
+    assert ("450+90~000,594进405=540", True) in claims(WORKED) and claims(WORKED)[-1] == ("45×12得540", True)
     assert value("37.5%") == Fraction(3, 8)

@@ -1,13 +1,13 @@
 """One language in which a calculation is written out, in steps that a small model can learn.
 
 Integers are written out digit by digit (tools/digits.py):
-    6×7=42   345+278~326=623   195÷5:19÷5商3余4,45÷5商9余0得39
+    6×7=42   345+278~583进472进326=623   195÷5:19÷5商3余4,45÷5商9余0得39
 Decimals as integers, then the point:
-    13.5+2.75:1350+275~5261=1625得16.25
+    13.5+2.75:1350+275~055,572进326,101=1625得16.25
 Fractions: divide where it comes out, else multiply first; the reciprocal; a common denominator:
-    600×(7/12):600÷12:60÷12商5,12×5~06=60,60-60=0得50,50×7:5×7=35得350得350
+    600×(7/12):600÷12:60÷12商5,12×5~21010,10506=60,60-60=0得50,50×7:5×7=35得350得350
     350÷(7/10):350×10/7:350÷7:35÷7商5余0得50,50×10=500得500
-    7/12-1/5:7×5=35,35-12~32=23得23/60
+    7/12-1/5:7×5=35,35-12~523,312=23得23/60
 Reducing, and percentages:
     80/60约10=8/6约2=4/3   20%=0.2
 
@@ -83,7 +83,7 @@ def evaluate(a, operator, b):
 
 
 def spell(a, operator, b):
-    """'9.1', '×', '8.9' -> '9.1×8.9:91×89:91×8~827=728,91×9~918=819,7280+819~9908=8099得8099得80.99'
+    """'9.1', '×', '0.3' -> '9.1×0.3:91×3~10303,92727=273得2.73'
 
     A negative result is that of the difference the other way round. Raises CannotSpell for negative operands,
     division by zero, and numbers of more than MAX_DIGITS digits or MAX_DECIMALS decimals.
@@ -134,7 +134,7 @@ def simplify(operand):
 
 
 def decimal_steps(a, operator, b):
-    """'13.5', '+', '2.75' -> '13.5+2.75:1350+275~5261=1625得16.25'"""
+    """'13.5', '+', '2.75' -> '13.5+2.75:1350+275~055,572进326,101=1625得16.25'"""
     head, result = f"{a}{operator}{b}", written(evaluate(value(a), operator, value(b)))
     if operator == "÷":
         return quotient(a, b)

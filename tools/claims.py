@@ -7,15 +7,20 @@ checked alone: whether the numbers were carried over rightly from one to the nex
 import re
 
 from tools.arithmetic import NUMBER, CannotSpell, evaluate, value
+from tools.digits import columns
 from tools.expressions import spell_chain
 
 ONE_SPELLING = str.maketrans("*＊＋－＝", "××+-=")
 OPERATION = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})")
+OF_INTEGERS = re.compile(r"(\d+)([-+×])(\d+)")
 DIGIT = re.compile(r"(\d+)÷(\d+)商(\d+)(?:余(\d+))?")
 REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
 REWRITTEN = re.compile(rf"(?<![\dA-Za-z./%)=~约^+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
+COLUMNS = r"~([\d,进借]+)"
 EXPRESSION = r"[\d(][\d./%()]*[-+×÷^][-\d./%()+×÷^]*"
-STATED = re.compile(rf"(?<![\dA-Za-z./()%+\-×÷^~=])({EXPRESSION})(?:~(\d+))?=(-?{NUMBER})(?![-+×÷^(\d./%])")
+STATED = re.compile(
+    rf"(?<![\dA-Za-z./()%+\-×÷^~=])({EXPRESSION})(?:{COLUMNS})?=(-?{NUMBER})(?![-+×÷^(\d./%])"
+)
 OPENED_OR_CLOSED = re.compile(rf"(?P<opened>{EXPRESSION}):|得(?P<result>-?{NUMBER})|\n")
 
 
@@ -23,10 +28,11 @@ def claims(text: str) -> list[tuple[str, bool]]:
     """[(claim, is it true)] of each calculation, digit of a quotient, reduction, and number written anew."""
     text, found = text.translate(ONE_SPELLING), []
     for match in STATED.finditer(text):
-        expression, backwards, result = match.groups()
+        expression, in_columns, result = match.groups()
         opened = expression.count("(") - expression.count(")")  # before it: (3+4=7)
         expression = expression.removeprefix("(" * opened)
-        found.append((match[0], result_is(expression, result) and backwards in (None, result[::-1])))
+        is_true = result_is(expression, result) and in_columns in (None, columns_of(expression))
+        found.append((match[0], is_true))
     for match in DIGIT.finditer(text):
         a, b, digit = map(int, match.groups()[:3])
         remainder = a - b * digit
@@ -34,7 +40,7 @@ def claims(text: str) -> list[tuple[str, bool]]:
     for match in REDUCED.finditer(text):
         top, bottom, factor, new_top, new_bottom = (int(number or 1) for number in match.groups()[1:])
         found.append((match[1], (top, bottom) == (new_top * factor, new_bottom * factor)))
-    found += [(match[0], same(*match.groups())) for match in REWRITTEN.finditer(text)]
+    found += [(match[0], same(*match.groups())) for match in REWRITTEN.finditer(re.sub(COLUMNS, "", text))]
     return found + opened_claims(text)
 
 
@@ -72,6 +78,12 @@ def result_is(expression: str, stated: str) -> bool:
         return signed(spell_chain(expression)[1]) == signed(stated)
     except CannotSpell:
         return False
+
+
+def columns_of(expression: str) -> str | None:
+    """What stands after ~ of a sum, difference or product of integers; None for anything else."""
+    found = OF_INTEGERS.fullmatch(expression)
+    return columns(int(found[1]), found[2], int(found[3])) if found else None
 
 
 def signed(text: str):

@@ -2,41 +2,61 @@
 
 A fact known by heart, of the tables of one-digit numbers, forwards or backwards:
     6×7=42   13-5=8   42÷6=7
-From the last digit to the first: after ~ stands the result backwards, after = as it is read:
-    345+278~326=623   346×7~2242=2422
+Column by column from the last one, after ~: a digit of each number, the digit below them, then 进 or 借 where
+one is carried or borrowed, else a comma. Of a product by one digit: the digit, its product, and that with
+what was carried:
+    345+278~583进472进326=623   503-278~385借072借522=225
+    346×7~64242,42832,32124=2422
 A product, one digit after the other of the number with fewer digits, the first one first:
-    66×52:66×5~033=330,66×2~231=132,3300+132~2343=3432得3432
+    66×52:66×5~63030,63033=330,66×2~61212,61213=132,3300+132~022,033,314,303=3432得3432
 Zeros at the end of a factor are left out, then written again:
-    2400×60:24×6~441=144得144000
+    2400×60:24×6~42424,21214=144得144000
 Long division: 商 a digit of the quotient, 余 what remains, 点 where its point goes:
     7÷8:7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0得0.875
-    132÷33:132÷33商4,33×4~231=132,132-132=0得4
+    132÷33:132÷33商4,33×4~31212,31213=132,132-132=0得4
 
-Results backwards: Lee et al. 2023, Teaching Arithmetic to Small Transformers, arXiv:2307.03381.
+A column first says what it reads and then what it finds, which is learned sooner than the result alone, and
+all are of one width, so that the same digits always stand as far away.
 """
 
 
-def reversed_first(calculation, result):
-    """'345+278', 623 -> '345+278~326=623'"""
-    return f"{calculation}~{str(result)[::-1]}={result}"
+def columns(a, operator, b):
+    """345, '+', 278 -> '583进472进326'; 346, '×', 7 -> '64242,42832,32124'; a >= b for '-', b < 10 for '×'"""
+    if operator == "×":
+        parts, carry = [], 0
+        for digit in map(int, reversed(str(a))):
+            total = digit * b + carry
+            parts.append(f"{digit}{digit * b:02}{total:02}")
+            carry = total // 10
+        return ",".join(parts)
+    result, text = a + b if operator == "+" else a - b, ""
+    for place in range(len(str(max(a, b)))):
+        x, y, digit = (number // 10**place % 10 for number in (a, b, result))
+        up_to_here = 10 ** (place + 1)
+        if operator == "+":
+            end = "进" if a % up_to_here + b % up_to_here >= up_to_here else ","
+        else:
+            end = "借" if a % up_to_here < b % up_to_here else ","
+        text += f"{x}{y}{digit}{end}"
+    return text.removesuffix(",") + "1" * text.endswith("进")
 
 
 def add(a, b):
-    """345, 278 -> '345+278~326=623'"""
+    """345, 278 -> '345+278~583进472进326=623'"""
     if a < 10 and b < 10:
         return f"{a}+{b}={a + b}"
-    return reversed_first(f"{a}+{b}", a + b)
+    return f"{a}+{b}~{columns(a, '+', b)}={a + b}"
 
 
 def subtract(a, b):
-    """503, 278 -> '503-278~522=225'; for a >= b"""
+    """503, 278 -> '503-278~385借072借522=225'; for a >= b"""
     if a == b or (a < 20 and b < 10):
         return f"{a}-{b}={a - b}"
-    return reversed_first(f"{a}-{b}", a - b)
+    return f"{a}-{b}~{columns(a, '-', b)}={a - b}"
 
 
 def multiply(a, b):
-    """346, 7 -> '346×7~2242=2422'; 66, 52 -> '66×52:66×5~033=330,66×2~231=132,3300+132~2343=3432得3432'"""
+    """346, 7 -> '346×7~64242,42832,32124=2422'; 66, 52 -> '66×52:66×5~...=330,...,3300+132~...=3432得3432'"""
     head, product = f"{a}×{b}", a * b
     core_a, core_b = (int(str(number).rstrip("0") or 0) for number in (a, b))
     if product == 0 or core_a == 1 or core_b == 1:
@@ -65,7 +85,7 @@ def partial_products(a, multiplier):
         if digit == 0:
             continue
         product = a * digit
-        steps.append(f"{a}×1={a}" if digit == 1 else reversed_first(f"{a}×{digit}", product))
+        steps.append(f"{a}×1={a}" if digit == 1 else f"{a}×{digit}~{columns(a, '×', digit)}={product}")
         if total:
             steps.append(add(total, product))
         total += product
@@ -94,7 +114,7 @@ def divide(a, b):
 
 
 def quotient_digit(current, divisor):
-    """132, 33 -> ('132÷33商4,33×4~231=132,132-132=0', 0): one digit of a quotient, and what remains"""
+    """132, 33 -> ('132÷33商4,33×4~31212,31213=132,132-132=0', 0): a digit of a quotient, and what remains"""
     digit, remainder = divmod(current, divisor)
     if digit == 0 or divisor < 10:
         return f"{current}÷{divisor}商{digit}余{remainder}", remainder

@@ -77,7 +77,7 @@ def worked_equation(reply, equation, stated, counts):
 
 
 def worked_calculation(found, counts):
-    """'5*12+6=66' within a sentence -> '5×12+6:5×12:12×5~06=60得60,60+6~66=66得66'"""
+    """'5*12+6=66' within a sentence -> '5×12+6:5×12:12×5~21010,10506=60得60,60+6~066,606=66得66'"""
     expression = found[1].replace("*", "×")
     operators = len(OPERATOR.findall(expression))
     try:
