@@ -29,21 +29,11 @@ HELD_OUT = {  # unless it is there: from the end of which file, and how many lin
     "r1_val": ("r1_1024", 200),
 }
 LEARNED_FROM = {"pretrain": "text", "sft_512": "conversations", "worked": "conversations"}  # the tokenizer
-TOKENIZED = (
-    "sft_1024",
-    "plain_mixed",
-    "worked_mixed",
-    "equations_mixed",
-    "worked_reward",
-    "pretrain_val",
-    "sft_val",
-    "plain_val",
-    "worked_val",
-    "equations_val",
-)
+MIXED = ("plain", "worked", "equations")  # with conversations
+TOKENIZED = ["sft_1024", *(f"{name}_mixed" for name in MIXED), "worked_reward"]
+TOKENIZED += ["pretrain_val", "sft_val", *(f"{name}_val" for name in MIXED)]
 OWN, OWN_QUESTIONS, OWN_REPLIES = "worked_own", 2000, 4  # for rejection sampling
 REWARD_VARIANTS = 3
-MIXED_IN = 0.5  # bytes of sft_512 for each byte of R1
 
 
 def gather(data_dir: Path, folder: Path) -> dict:
@@ -108,29 +98,30 @@ def hold_out(path: Path, to: Path, most: int) -> None:
         file.truncate(path.stat().st_size - len(held_out))
 
 
-def mix(path: Path, other: Path, to: Path) -> None:
-    """Write a file and, after it, the first lines of another, up to MIXED_IN times its bytes."""
-    left = path.stat().st_size * MIXED_IN
+def mix(path: Path, other: Path, to: Path, times: float) -> None:
+    """Write a file and, after it, the first lines of another, up to so many times its bytes."""
+    left = path.stat().st_size * times
     shutil.copy(path, to)
     with open(other, "rb") as lines, open(to, "ab") as mixed:
         while (line := lines.readline()) and (left := left - len(line)) >= 0:
             mixed.write(line)
 
 
-def reason(folder: Path, variants: int, drills: int, seed: int) -> dict:
+def reason(folder: Path, variants: int, drills: int, conversations: float, seed: int) -> dict:
     """From r1_1024 and r1_val the files that reasoning is learned from; returns how many of what they have.
 
     plain_mixed: R1 as it is. worked_mixed: worked out, with variants and drills. equations_mixed: the same
-    without calculations. All are mixed with conversations. worked_reward: other problems, with
-    REWARD_VARIANTS of each; R1 as it is where there are none. problems: held out of all of these.
+    without calculations. All are mixed with `conversations` times as many bytes of sft_512. worked_reward:
+    other problems, with REWARD_VARIANTS of each; R1 as it is where there are none. problems: held out of all.
     """
     found, counts = work_out(folder / "r1_1024.jsonl")
     worked, sizes = more_problems(found["worked"], variants, drills, seed)
     write_conversations(folder / "worked.jsonl", worked)
     write_conversations(folder / "equations.jsonl", map(without_steps, worked))
     write_conversations(folder / "plain.jsonl", found["plain"])
-    for name in ("plain", "worked", "equations"):
-        mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", folder / f"{name}_mixed.jsonl")
+    for name in MIXED:
+        mixed = folder / f"{name}_mixed.jsonl"
+        mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", mixed, conversations)
     reward, _ = more_problems(found["reward"], REWARD_VARIANTS, 0, seed)
     write_conversations(folder / "worked_reward.jsonl", reward or found["plain"])
     write_conversations(folder / "problems.jsonl", found["problems"])
@@ -150,7 +141,7 @@ def sample_own(config) -> dict:
     sampling = Sampling(temperature=1.0, max_new_tokens=min(256, config.max_new_tokens), seed=config.seed)
     found, counts = own_replies(model, tokenizer, asked, OWN_REPLIES, sampling)
     write_conversations(data / "own.jsonl", found)
-    mix(data / "own.jsonl", data / "sft_512.jsonl", data / f"{OWN}.jsonl")
+    mix(data / "own.jsonl", data / "sft_512.jsonl", data / f"{OWN}.jsonl", config.conversations)
     return counts
 
 

@@ -1,0 +1,142 @@
+"""python tools/spellings.py --tokens 400000
+
+Which spelling of a sum, a difference or a product does a small model learn soonest? For each spelling one
+model, from random weights, learns as many tokens of calculations drawn at random; then it spells TESTED
+others, each of which it must get right to the last character. The winner is the language of tools/digits.py.
+"""
+
+import random
+import sys
+from itertools import zip_longest
+from pathlib import Path
+from statistics import mean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from Config import PRESETS, LLMConfig
+from infra.cli import UserError, make_parser, run_script
+from model import WeakWater
+from optimizer import make_optimizers, update
+from tools.digits import columns
+
+CHARACTERS = "\n0123456789+-×~:=,得进借"  # the newline ends a calculation, and pads
+RESULTS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "×": lambda a, b: a * b}
+RATE, WARMUP_STEPS, FALLING = 4e-3, 30, 0.3  # the rate falls in the last part of the tokens
+STEP_TOKENS, TESTED = 2048, 900  # about; calculations
+LENGTHS = (2, 3, 4)  # digits; longer ones count under the last
+
+
+def by_hand(a: int, operator: str, b: int):
+    """(digit of a, digit of b, carried, total) of each column, the last one first; "" where there is none."""
+    below, carry = str(b) * len(str(a)) if operator == "×" else str(b)[::-1], 0
+    for x, y in zip_longest(str(a)[::-1], below, fillvalue=""):
+        total = RESULTS[operator](int(x or 0), int(y or 0)) + (-carry if operator == "-" else carry)
+        yield x, y, carry, total
+        carry = abs(total // 10)
+    if carry and operator == "+":
+        yield "", "", carry, carry
+
+
+def loose(sign: str):
+    """Columns as long as their digits: 345+278 -> 583,472,326; 346×7 -> 642,432,324, digits and totals."""
+    column = lambda x, y, total, is_product: f"{x}{total}" if is_product else f"{x}{y}{total % 10}"
+    return lambda a, operator, b: sign.join(
+        column(x, y, total, operator == "×") for x, y, _, total in by_hand(a, operator, b)
+    )
+
+
+def written_out(a: int, operator: str, b: int) -> str:
+    """Columns as calculations: 345+278 -> 5+8=13,4+7+1=12,3+2+1=6; 503-278 -> 13-8=5,10-7-1=2,5-2-1=2"""
+    parts = []
+    for x, y, carry, total in by_hand(a, operator, b):
+        x, total = (f"1{x}", total + 10) if total < 0 else (x, total)
+        carried = f"{'-' if operator == '-' else '+'}{carry}" * bool(carry)
+        parts.append(f"{x or 0}{operator}{y or 0}{carried}={total}")
+    return ",".join(parts)
+
+
+SPELLINGS = {  # what stands between a calculation and its result
+    "at once": lambda a, operator, b: "",
+    "backwards first": lambda a, operator, b: "~" + str(RESULTS[operator](a, b))[::-1],
+    "columns": lambda a, operator, b: "~" + loose("")(a, operator, b),
+    "columns, apart": lambda a, operator, b: "~" + loose(",")(a, operator, b),
+    "columns as calculations": lambda a, operator, b: ":" + written_out(a, operator, b),
+    "columns of one width, carries marked": lambda a, operator, b: "~" + columns(a, operator, b),
+}
+
+
+def draw(rng: random.Random) -> tuple[int, str, int]:
+    """(a, operator, b): sums and differences of 1 to 5 digits, products of 2 to 4 digits by one digit."""
+    number = lambda length: rng.randint(10 ** (length - 1), 10**length - 1)
+    operator = rng.choice("+-×")
+    if operator == "×":
+        return number(rng.choice((2, 2, 2, 3, 3, 4))), operator, rng.randint(2, 9)
+    a, b = number(rng.choice((1, 2, 2, 2, 3, 3, 4, 5))), number(rng.choice((1, 2, 2, 3, 4)))
+    return (max(a, b) + (a == b), operator, min(a, b)) if operator == "-" else (a, operator, b)
+
+
+def rows(spelling, calculations: list) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ids, labels (N, T) and loss weights, 1 behind the calculation and 0 in it and in the padding."""
+    ids, weights = [], []
+    for a, operator, b in calculations:
+        head = f"\n{a}{operator}{b}"
+        text = f"{head}{spelling(a, operator, b)}={RESULTS[operator](a, b)}\n"
+        ids.append(torch.tensor([CHARACTERS.index(character) for character in text]))
+        weights.append(torch.arange(1, len(text)).ge(len(head)).float())
+    ids = pad_sequence(ids, batch_first=True)
+    return ids[:, :-1], ids[:, 1:], pad_sequence(weights, batch_first=True)
+
+
+def learn(spelling, tokens: int, preset: str, seed: int) -> WeakWater:
+    torch.manual_seed(seed)
+    rng, model = random.Random(seed), WeakWater(LLMConfig.preset(preset, vocab_size=len(CHARACTERS)))
+    some = rows(spelling, [draw(rng) for _ in range(500)])[1]
+    count = int(STEP_TOKENS * len(some) / (some > 0).sum())  # calculations in a step
+    optimizers, step, seen = make_optimizers(model, weight_decay=0.1, embedding_rate=1.0), 0, 0
+    while seen < tokens:
+        batch = rows(spelling, [draw(rng) for _ in range(count)])
+        (model(batch[0], None, *batch[1:]) / batch[2].sum()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        step, left = step + 1, 1 - seen / tokens
+        rate = RATE * min(1, step / WARMUP_STEPS, max(0.1, left / FALLING))
+        update(optimizers, rate, torch.tensor(True))
+        model.zero_grad()
+        seen += int((batch[1] > 0).sum())
+    return model
+
+
+@torch.no_grad()
+def spelled_right(model: WeakWater, spelling, seed: int) -> dict[str, list[float]]:
+    """{operator: shares without a mistake where the longer number has as many digits as each of LENGTHS}.
+
+    Right is what follows likeliest, character by character, from the right text: so would a greedy reply be.
+    """
+    rng, found = random.Random(seed), {operator: {length: [] for length in LENGTHS} for operator in RESULTS}
+    for a, operator, b in (draw(rng) for _ in range(TESTED)):
+        ids, labels, weights = rows(spelling, [(a, operator, b)])
+        is_right = ((model(ids).argmax(-1) == labels) | (weights == 0)).all().item()
+        found[operator].get(min(LENGTHS[-1], len(str(max(a, b)))), []).append(is_right)
+    return {operator: [mean(each) for each in by_length.values()] for operator, by_length in found.items()}
+
+
+def main(argv=None):
+    parser = make_parser(__doc__)
+    parser.add_argument("--tokens", type=int, default=400_000, help="to learn, of each spelling")
+    parser.add_argument("--preset", default="tiny", choices=list(PRESETS), help="the model's shape")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and calculations")
+    args = parser.parse_args(argv)
+    if args.tokens < 1:
+        raise UserError(f"found --tokens {args.tokens}, expected at least 1")
+    print("| spelling | 345+278, 503-278, 346×7 | sums | differences | products |\n|---|---|---|---|---|")
+    for name, spelling in SPELLINGS.items():
+        found = spelled_right(learn(spelling, args.tokens, args.preset, args.seed), spelling, args.seed + 1)
+        examples = [f"`{spelling(*one)}`" for one in ((345, "+", 278), (503, "-", 278), (346, "×", 7))]
+        shares = [", ".join(f"{share:.0%}" for share in by_length) for by_length in found.values()]
+        print(f"| {name} | {' '.join(examples)} | {' | '.join(shares)} |", flush=True)
+
+
+if __name__ == "__main__":
+    run_script(main)
