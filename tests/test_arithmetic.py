@@ -8,8 +8,9 @@ from itertools import zip_longest
 import pytest
 
 from tools import arithmetic, digits
-from tools.arithmetic import NUMBER, CannotSpell, spell, value, written
+from tools.arithmetic import spell
 from tools.claims import claims
+from tools.exact_numbers import NUMBER, CannotSpell, value, written
 from tools.expressions import restate, spell_chain
 
 BY_HAND = [

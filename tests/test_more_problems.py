@@ -9,8 +9,8 @@ import pytest
 
 from infra.cli import UserError
 from infra.scoring import is_right, is_well_formed
-from tools.arithmetic import CannotSpell, value
 from tools.claims import claims
+from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
 from tools.more_problems import (
     Problem,

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tools.arithmetic import value
+from tools.exact_numbers import value
 from tools.other_numbers import like, with_numbers
 
 

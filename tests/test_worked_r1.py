@@ -10,8 +10,8 @@ from conftest import conversation, write_jsonl
 from infra.cli import UserError
 from infra.questions import read_conversations
 from infra.scoring import is_right, is_well_formed
-from tools.arithmetic import value
 from tools.claims import claims
+from tools.exact_numbers import value
 from tools.worked_r1 import main, use_of, work_out, worked_reply
 
 PROGRAM = (

@@ -6,8 +6,8 @@ checked alone: whether the numbers were carried over rightly from one to the nex
 
 import re
 
-from tools.arithmetic import NUMBER, CannotSpell, evaluate, value
 from tools.digits import columns
+from tools.exact_numbers import NUMBER, CannotSpell, evaluate, value
 from tools.expressions import spell_chain
 
 ONE_SPELLING = str.maketrans("*＊＋－＝", "××+-=")

@@ -2,7 +2,9 @@
 
 import re
 
-from tools.arithmetic import NUMBER, CannotSpell, quotient, result_of, spell, value, written
+from tools.arithmetic import result_of, spell
+from tools.decimals import quotient
+from tools.exact_numbers import NUMBER, CannotSpell, value, written
 
 MOST_BRACKETS = 100  # Python ends at some 200 within each other
 TOKEN = re.compile(rf"{NUMBER}|\^[23]|[-+×÷()]")

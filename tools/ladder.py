@@ -15,8 +15,8 @@ from dataset import prompt_ids
 from generate import Sampling, generate
 from infra.questions import first_question, judge
 from infra.scoring import REPLY, final_answer, number_value, stated_answer
-from tools.arithmetic import CannotSpell, value
 from tools.claims import claims
+from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
 from tools.more_problems import (
     Problem,

@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from infra.cli import UserError, make_parser, run_script
 from infra.questions import read_conversations
-from tools.arithmetic import FRACTION, NUMBER, CannotSpell, result_of, spell, value, written
+from tools.arithmetic import result_of, spell
+from tools.exact_numbers import FRACTION, NUMBER, CannotSpell, value, written
 from tools.expressions import restate, spell_chain
 from tools.other_numbers import NUMBERS, like, result_kinds, unbracketed, with_numbers
 from tools.worked_r1 import write_conversations

@@ -4,7 +4,8 @@ import math
 import random
 import re
 
-from tools.arithmetic import NUMBER, result_of, value
+from tools.arithmetic import result_of
+from tools.exact_numbers import NUMBER, value
 
 NUMBERS = re.compile(NUMBER)
 

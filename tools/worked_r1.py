@@ -30,7 +30,7 @@ from infra.cli import make_parser, run_script
 from infra.files import write_text
 from infra.questions import read_conversations
 from infra.scoring import REPLY, final_answer, number_value
-from tools.arithmetic import NUMBER, CannotSpell, value
+from tools.exact_numbers import NUMBER, CannotSpell, value
 from tools.expressions import restate, spell_chain
 
 HELD_OUT_IN_1000, REWARDED_IN_1000 = 80, 80
