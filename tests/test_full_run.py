@@ -115,15 +115,16 @@ def r1_problems(count):
 
 
 def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tmp_path):
-    problems = list(r1_problems(200))
-    write_jsonl(tmp_path / "r1_1024.jsonl", [{"conversations": turns} for turns in problems])
-    write_jsonl(tmp_path / "r1_val.jsonl", [{"conversations": turns} for turns in problems[:3]])
+    problems, data = list(r1_problems(200)), tmp_path / "data"
+    data.mkdir()
+    write_jsonl(data / "r1_1024.jsonl", [{"conversations": turns} for turns in problems])
+    write_jsonl(data / "r1_val.jsonl", [{"conversations": turns} for turns in problems[:3]])
     talk = [{"conversations": conversation(f"你好{number}", "你好！")} for number in range(2000)]
-    write_jsonl(tmp_path / "sft_512.jsonl", talk)
-    found = reason(tmp_path, variants=2, drills=30, conversations=0.25, seed=0)
+    write_jsonl(data / "sft_512.jsonl", talk)
+    found = reason(FullRunConfig(out_dir=tmp_path, variants=2, drills=30, conversations=0.25))
 
     def asked(name):
-        return [turns[0]["content"] for turns in read_conversations(tmp_path / f"{name}.jsonl")]
+        return [turns[0]["content"] for turns in read_conversations(data / f"{name}.jsonl")]
 
     held_out = asked("problems")
     assert held_out and held_out + asked("plain") != asked("plain")
@@ -142,12 +143,9 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
         assert mixed[: len(alone)] == alone and set(mixed[len(alone) :]) <= {
             turns["conversations"][0]["content"] for turns in talk
         }
-        share = (
-            1
-            - (tmp_path / f"{name}.jsonl").stat().st_size / (tmp_path / f"{name}_mixed.jsonl").stat().st_size
-        )
+        share = 1 - (data / f"{name}.jsonl").stat().st_size / (data / f"{name}_mixed.jsonl").stat().st_size
         assert share == pytest.approx(1 / 5, abs=0.01)
-    assert ":" in (tmp_path / "worked_val.jsonl").read_text(encoding="utf-8")
+    assert ":" in (data / "worked_val.jsonl").read_text(encoding="utf-8")
 
 
 # ---- planning and training ----

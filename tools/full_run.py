@@ -111,8 +111,7 @@ def prepare_data(do, report: Report, config: FullRunConfig) -> None:
     data = config.out_dir / "data"
     try:
         do("data", "data", lambda: gather(config.data_dir, data))
-        amounts = (config.variants, config.drills, config.conversations)
-        do("problems", "worked R1", lambda: reason(data, *amounts, config.seed))
+        do("problems", "worked R1", lambda: reason(config))
         do("tokenizer", "tokenizer", lambda: make_tokenizer(config.out_dir, config.vocab_size))
         do("tokens", "tokens", lambda: tokenize(config.out_dir))
     except UserError as error:

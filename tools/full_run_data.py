@@ -107,22 +107,23 @@ def mix(path: Path, other: Path, to: Path, times: float) -> None:
             mixed.write(line)
 
 
-def reason(folder: Path, variants: int, drills: int, conversations: float, seed: int) -> dict:
+def reason(config) -> dict:
     """From r1_1024 and r1_val the files that reasoning is learned from; returns how many of what they have.
 
     plain_mixed: R1 as it is. worked_mixed: worked out, with variants and drills. equations_mixed: the same
-    without calculations. All are mixed with `conversations` times as many bytes of sft_512. worked_reward:
+    without calculations. All are mixed with --conversations times as many bytes of sft_512. worked_reward:
     other problems, with REWARD_VARIANTS of each; R1 as it is where there are none. problems: held out of all.
     """
+    folder = config.out_dir / "data"
     found, counts = work_out(folder / "r1_1024.jsonl")
-    worked, sizes = more_problems(found["worked"], variants, drills, seed)
+    worked, sizes = more_problems(found["worked"], config.variants, config.drills, config.seed)
     write_conversations(folder / "worked.jsonl", worked)
     write_conversations(folder / "equations.jsonl", map(without_steps, worked))
     write_conversations(folder / "plain.jsonl", found["plain"])
     for name in MIXED:
         mixed = folder / f"{name}_mixed.jsonl"
-        mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", mixed, conversations)
-    reward, _ = more_problems(found["reward"], REWARD_VARIANTS, 0, seed)
+        mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", mixed, config.conversations)
+    reward, _ = more_problems(found["reward"], REWARD_VARIANTS, 0, config.seed)
     write_conversations(folder / "worked_reward.jsonl", reward or found["plain"])
     write_conversations(folder / "problems.jsonl", found["problems"])
     plain_val = list(read_conversations(folder / "r1_val.jsonl"))
