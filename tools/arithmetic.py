@@ -13,8 +13,8 @@ Reducing, and percentages:
     80/60约10=8/6约2=4/3   20%=0.2
 
 A colon opens the steps of what stands before it, 得 closes them with the result: an integer, a decimal where
-it ends within MAX_DECIMALS places, else a reduced fraction; of fractions without a decimal no decimal. A
-calculation rewritten at once as another shares its 得:
+it ends within MAX_DECIMALS places (tools/exact_numbers.py), else a reduced fraction; of fractions without a
+decimal no decimal. A calculation rewritten at once as another shares its 得:
     12÷0.5:120÷5:12÷5商2余2,20÷5商4余0得24
 """
 

@@ -31,7 +31,7 @@ def claims(text: str) -> list[tuple[str, bool]]:
         expression, in_columns, result = match.groups()
         opened = expression.count("(") - expression.count(")")  # before it: (3+4=7)
         expression = expression.removeprefix("(" * opened)
-        is_true = result_is(expression, result) and in_columns in (None, columns_of(expression))
+        is_true = result_is(expression, result) and (not in_columns or in_columns == columns_of(expression))
         found.append((match[0], is_true))
     for match in DIGIT.finditer(text):
         a, b, digit = map(int, match.groups()[:3])
@@ -40,7 +40,9 @@ def claims(text: str) -> list[tuple[str, bool]]:
     for match in REDUCED.finditer(text):
         top, bottom, factor, new_top, new_bottom = (int(number or 1) for number in match.groups()[1:])
         found.append((match[1], (top, bottom) == (new_top * factor, new_bottom * factor)))
-    found += [(match[0], same(*match.groups())) for match in REWRITTEN.finditer(re.sub(COLUMNS, "", text))]
+    found += [
+        (match[0], same(*match.groups())) for match in REWRITTEN.finditer(re.sub(f"{COLUMNS}=", "~=", text))
+    ]
     return found + opened_claims(text)
 
 
@@ -81,9 +83,11 @@ def result_is(expression: str, stated: str) -> bool:
 
 
 def columns_of(expression: str) -> str | None:
-    """What stands after ~ of a sum, difference or product of integers; None for anything else."""
-    found = OF_INTEGERS.fullmatch(expression)
-    return columns(int(found[1]), found[2], int(found[3])) if found else None
+    """What stands after ~ of a sum, a difference or a product by one digit; None for anything else."""
+    if not (found := OF_INTEGERS.fullmatch(expression)):
+        return None
+    a, operator, b = int(found[1]), found[2], int(found[3])
+    return None if (operator == "-" and a < b) or (operator == "×" and b > 9) else columns(a, operator, b)
 
 
 def signed(text: str):

@@ -1,4 +1,4 @@
-"""Calculations with decimals, as integers, after which the point is set; quotients, and fractions reduced."""
+"""Calculations with integers and decimals: these as integers, after which the point is set. And reducing."""
 
 import math
 from fractions import Fraction

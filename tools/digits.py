@@ -2,10 +2,10 @@
 
 A fact known by heart, of the tables of one-digit numbers, forwards or backwards:
     6×7=42   13-5=8   42÷6=7
-Column by column from the last one, after ~: a digit of each number, the digit below them, then 进 or 借 where
-one is carried or borrowed, else a comma. Of a product by one digit: the digit, its product, and that with
-what was carried:
-    345+278~583进472进326=623   503-278~385借072借522=225
+Column by column from the last one, after ~: a digit of each number, 0 where one has none, the digit below
+them, then 进 or 借 where one is carried or borrowed, else a comma; a last 进 is followed by its 1:
+    345+278~583进472进326=623   503-278~385借072借522=225   95+7~572进900进1=102
+Of a product by one digit: the digit, its product, and that with what was carried:
     346×7~64242,42832,32124=2422
 A product, one digit after the other of the number with fewer digits, the first one first:
     66×52:66×5~63030,63033=330,66×2~61212,61213=132,3300+132~022,033,314,303=3432得3432
@@ -16,28 +16,30 @@ Long division: 商 a digit of the quotient, 余 what remains, 点 where its poin
     132÷33:132÷33商4,33×4~31212,31213=132,132-132=0得4
 
 A column first says what it reads and then what it finds, which is learned sooner than the result alone, and
-all are of one width, so that the same digits always stand as far away.
+all are of one width, so that the same digits always stand as far away (tools/spellings.py).
 """
+
+from itertools import zip_longest
+
+
+def by_hand(a, operator, b):
+    """(digit of a, digit of b or 0, what is carried or borrowed, total) of each column, the last one first.
+
+    a >= b for '-', b < 10 for '×', where it is the digit of each column.
+    """
+    below, carry = str(b) * len(str(a)) if operator == "×" else str(b)[::-1], 0
+    for x, y in zip_longest(map(int, str(a)[::-1]), map(int, below), fillvalue=0):
+        total = {"+": x + y + carry, "-": x - y - carry, "×": x * y + carry}[operator]
+        yield x, y, carry, total
+        carry = abs(total // 10)
 
 
 def columns(a, operator, b):
-    """345, '+', 278 -> '583进472进326'; 346, '×', 7 -> '64242,42832,32124'; a >= b for '-', b < 10 for '×'"""
-    if operator == "×":
-        parts, carry = [], 0
-        for digit in map(int, reversed(str(a))):
-            total = digit * b + carry
-            parts.append(f"{digit}{digit * b:02}{total:02}")
-            carry = total // 10
-        return ",".join(parts)
-    result, text = a + b if operator == "+" else a - b, ""
-    for place in range(len(str(max(a, b)))):
-        x, y, digit = (number // 10**place % 10 for number in (a, b, result))
-        up_to_here = 10 ** (place + 1)
-        if operator == "+":
-            end = "进" if a % up_to_here + b % up_to_here >= up_to_here else ","
-        else:
-            end = "借" if a % up_to_here < b % up_to_here else ","
-        text += f"{x}{y}{digit}{end}"
+    """345, '+', 278 -> '583进472进326'; 95, '+', 7 -> '572进900进1'; 346, '×', 7 -> '64242,42832,32124'"""
+    text, mark = "", {"+": "进", "-": "借", "×": ","}[operator]
+    for x, y, _, total in by_hand(a, operator, b):
+        text += f"{x}{x * y:02}{total:02}" if operator == "×" else f"{x}{y}{total % 10}"
+        text += "," if 0 <= total < 10 else mark
     return text.removesuffix(",") + "1" * text.endswith("进")
 
 

@@ -34,7 +34,7 @@ class FullRunConfig(Flags):
     grpo_tokens: float = flag(0, "the same, in rewarded rows (default: 3e6)", least=0)
     variants: int = flag(3, "of each word problem, its numbers exchanged", least=0)
     drills: int = flag(40_000, "single calculations to train on", least=0)
-    conversations: float = flag(0.5, "bytes of ordinary ones for each byte of R1", least=0)
+    conversations: float = flag(0.5, "bytes of ordinary ones for each byte of reasoning", least=0)
     step_tokens: int = flag(80 * 512, "positions in one step", above=0)
     most_tokens: int = flag(80 * 512, "positions in a micro-batch; GRPO has 16 rows of 1024", above=0)
     validations: int = flag(10, "in each stage", above=0)
