@@ -12,7 +12,7 @@ from tools.expressions import spell_chain
 
 ONE_SPELLING = str.maketrans("*＊＋－＝", "××+-=")
 OPERATION = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})")
-OF_INTEGERS = re.compile(r"(\d+)([-+×])(\d+)")
+OF_INTEGERS = re.compile(r"(\d+)([-+]|×(?=\d$))(\d+)")  # a product by one digit alone
 DIGIT = re.compile(r"(\d+)÷(\d+)商(\d+)(?:余(\d+))?")
 REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
 REWRITTEN = re.compile(rf"(?<![\dA-Za-z./%)=~约^+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
@@ -87,7 +87,7 @@ def columns_of(expression: str) -> str | None:
     if not (found := OF_INTEGERS.fullmatch(expression)):
         return None
     a, operator, b = int(found[1]), found[2], int(found[3])
-    return None if (operator == "-" and a < b) or (operator == "×" and b > 9) else columns(a, operator, b)
+    return None if operator == "-" and a < b else columns(a, operator, b)
 
 
 def signed(text: str):
