@@ -35,9 +35,9 @@ EXAMPLES = ((345, "+", 78), (1003, "-", 278), (346, "×", 7))
 
 
 def plain_columns(a: int, operator: str, b: int, of_one_width: bool) -> str:
-    """345+78 -> 583,472,303, digits and what they come to; 346×7 -> 642,432,324, digits and totals.
+    """345+78 -> 583,472,304, digits and what they come to; 346×7 -> 642,432,324, digits and totals.
 
-    of_one_width: with the zeros that are missing; without them 345+78 -> 583,472,33.
+    of_one_width: with the zeros that are missing; without them 345+78 -> 583,472,34.
     """
     parts = []
     for place, (x, y, _, total) in enumerate(by_hand(a, operator, b)):
