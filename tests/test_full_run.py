@@ -121,7 +121,7 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
     write_jsonl(data / "r1_val.jsonl", [{"conversations": turns} for turns in problems[:3]])
     talk = [{"conversations": conversation(f"你好{number}", "你好！")} for number in range(2000)]
     write_jsonl(data / "sft_512.jsonl", talk)
-    found = reason(FullRunConfig(out_dir=tmp_path, variants=2, drills=30, conversations=0.25))
+    found = reason(FullRunConfig(out_dir=tmp_path, variants=2, equations=0.5, drills=30, conversations=0.25))
 
     def asked(name):
         return [turns[0]["content"] for turns in read_conversations(data / f"{name}.jsonl")]
@@ -131,7 +131,12 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
     rewarded = {turns[0]["content"] for turns in problems if use_of(turns[0]["content"]) == "reward"}
     assert rewarded and rewarded < set(asked("worked_reward"))  # and variants of them
     trained = len(problems) - len(held_out) - len(rewarded)
-    assert found["worked"] == {"as they are": trained, "variants": 2 * trained, "drills": 30}
+    assert found["worked"] == {
+        "as they are": trained,
+        "variants": trained,
+        "equations": trained,
+        "drills": 30,
+    }
     assert found["calculations"] == {"spelled": trained}
     wordings = {
         re.sub(r"\d", "", question) for name in ("worked", "worked_reward") for question in asked(name)

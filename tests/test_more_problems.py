@@ -8,6 +8,7 @@ from fractions import Fraction
 import pytest
 
 from infra.cli import UserError
+from infra.questions import read_conversations
 from infra.scoring import is_right, is_well_formed
 from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
@@ -15,6 +16,7 @@ from tools.expressions import spell_chain
 from tools.more_problems import (
     Problem,
     drill,
+    equation_alone,
     exchangeable,
     main,
     read_problem,
@@ -107,13 +109,31 @@ def test_the_file_holds_all_and_is_the_same_for_the_same_seed(tmp_path, capsys):
     for seed in (0, 0, 1):
         out = tmp_path / f"more{seed}.jsonl"
         flags = f"--data_path {tmp_path / 'worked.jsonl'} --out {out} --variants 3 --drills 20 --seed {seed}"
-        main(flags.split())
+        main([*flags.split(), "--equations", "0.4"])
         texts.append(out.read_text(encoding="utf-8"))
     assert texts[0] == texts[1] != texts[2]
-    assert "41 conversations: 6 as they are, 15 variants, 20 drills" in capsys.readouterr().out
+    assert "41 conversations: 6 as they are, 9 variants, 6 equations, 20 drills" in capsys.readouterr().out
     lines = texts[0].splitlines()
     assert set((tmp_path / "worked.jsonl").read_text(encoding="utf-8").splitlines()) <= set(lines)
     assert len(lines) == 41
+    alone = [turns for turns in read_conversations(out) if turns[0]["content"].endswith("只列式，不计算。")]
+    assert len({re.sub(r"[\d./%()]", "", turns[0]["content"]) for turns in alone}) == len(PROBLEMS)  # of each
+    assert all(value(spell_chain(turns[1]["content"])[1]) > 0 for turns in alone)
+
+
+def test_an_equation_alone_is_the_problem_s_without_a_thought():
+    question, reply = "一盒有6支笔，4盒有几支？", reply_of("6×4", "24")
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
+    assert equation_alone(turns) == [
+        {"role": "user", "content": "一盒有6支笔，4盒有几支？只列式，不计算。"},
+        {"role": "assistant", "content": "6×4"},
+    ]
+
+
+@pytest.mark.parametrize("flags", ["--variants -1", "--drills -1", "--equations -0.1", "--equations 1.1"])
+def test_amounts_out_of_bounds_are_refused(flags):
+    with pytest.raises(UserError, match=f"{flags}.* expected at least 0 of each, and a share of at most 1"):
+        main(flags.split())
 
 
 def test_a_file_without_worked_problems_is_refused(tmp_path):

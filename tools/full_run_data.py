@@ -116,7 +116,8 @@ def reason(config) -> dict:
     """
     folder = config.out_dir / "data"
     found, counts = work_out(folder / "r1_1024.jsonl")
-    worked, sizes = more_problems(found["worked"], config.variants, config.drills, config.seed)
+    amounts = (config.variants, config.drills, config.seed, config.equations)
+    worked, sizes = more_problems(found["worked"], *amounts)
     write_conversations(folder / "worked.jsonl", worked)
     write_conversations(folder / "equations.jsonl", map(without_steps, worked))
     write_conversations(folder / "plain.jsonl", found["plain"])

@@ -33,6 +33,7 @@ class FullRunConfig(Flags):
     )
     grpo_tokens: float = flag(0, "the same, in rewarded rows (default: 3e6)", least=0)
     variants: int = flag(3, "of each word problem, its numbers exchanged", least=0)
+    equations: float = flag(0.5, "of the variants, without their calculations", least=0, most=1)
     drills: int = flag(40_000, "single calculations to train on", least=0)
     conversations: float = flag(0.5, "bytes of ordinary ones for each byte of reasoning", least=0)
     step_tokens: int = flag(80 * 512, "positions in one step", above=0)

@@ -1,8 +1,8 @@
 """python tools/more_problems.py --data_path data/worked/worked.jsonl --out data/worked/more.jsonl
 
 More problems from the worked ones of tools/worked_r1.py: the conversations as they are; variants of each word
-problem, its numbers exchanged in question, equation and steps alike; and drills, single calculations of the
-kinds and lengths that the problems need. Shuffled; a seed fixes every byte.
+problem, its numbers exchanged in question, equation and steps alike, of some variants the equation alone; and
+drills, single calculations of the kinds and lengths that the problems need. Shuffled; a seed fixes every byte.
 
 A number keeps its kind and about its size: an integer stays an integer, a share stays below one. So does each
 result on the way. A problem for which no such numbers are found has fewer variants.
@@ -36,6 +36,7 @@ OF_FORMULAS = {"2", "3", "4", "6", "7", "10", "12", "24", "30", "60", "100", "10
 TRIES = 300  # draws of new numbers for one variant
 MOST_CHARACTERS = 400  # of a worked reply: longer ones fit no short row
 WORKED = re.compile(rf"<think>\n(.+)\n(?:.+\n)+</think>\n<answer>\n({NUMBER})\n</answer>")
+EQUATION_ALONE = "只列式，不计算。"  # to read takes more problems than to calculate, and half of the tokens
 DRILLED = re.compile(rf"(.+)=<think>\n.+\n</think>\n<answer>\n({NUMBER})\n</answer>")
 STEP = re.compile(rf"({NUMBER})([-+×÷])({NUMBER})")
 
@@ -67,6 +68,13 @@ def without_steps(messages: list[dict]) -> list[dict]:
     if drilled := DRILLED.fullmatch("".join(message["content"] for message in messages)):
         return conversation_of(messages[0]["content"], drilled[1], [], drilled[2])
     return messages
+
+
+def equation_alone(messages: list[dict]) -> list[dict]:
+    """A worked word problem that asks for its equation alone, without a thought."""
+    problem = read_problem(messages)
+    question = {"role": "user", "content": problem.question + EQUATION_ALONE}
+    return [question, {"role": "assistant", "content": problem.equation}]
 
 
 def conversation_of(question: str, equation: str, steps: list[str], answer: str) -> list[dict]:
@@ -159,13 +167,23 @@ def calculations(problem: Problem) -> Iterator[tuple[str, str, str]]:
 # ------------------------------------------------------------------------------------------------------------
 
 
-def more_problems(worked: list, variants: int, drills: int, seed: int) -> tuple[list, dict[str, int]]:
-    """Worked conversations with up to `variants` of each problem and with drills, and how many of each."""
+def more_problems(
+    worked: list, variants: int, drills: int, seed: int, equations: float = 0
+) -> tuple[list, dict[str, int]]:
+    """Worked conversations with up to `variants` of each problem, that share of them equations alone, and
+    with drills; and how many of each."""
     rng, problems = random.Random(seed), [problem for turns in worked if (problem := read_problem(turns))]
     kinds = [calculation for problem in problems for calculation in calculations(problem)]
-    wanted = [(rng.random(), problem) for problem in problems for _ in range(variants)]
+    wanted = [(rng.random(), problem) for _ in range(variants) for problem in problems]
     drilled = [(rng.random(), rng.choice(kinds)) for _ in range(drills if kinds else 0)]
-    found = {"as they are": worked, "variants": made(new_variant, wanted), "drills": made(new_drill, drilled)}
+    varied = made(new_variant, wanted)
+    alone = round(len(varied) * equations)  # the first of each problem's variants
+    found = {
+        "as they are": worked,
+        "variants": varied[alone:],
+        "equations": list(map(equation_alone, varied[:alone])),
+        "drills": made(new_drill, drilled),
+    }
     conversations = [turns for some in found.values() for turns in some]
     rng.shuffle(conversations)
     return conversations, {name: len(some) for name, some in found.items()}
@@ -198,18 +216,18 @@ def main(argv=None):
     parser.add_argument("--data_path", default="data/worked/worked.jsonl", help="worked conversations, JSONL")
     parser.add_argument("--out", default="data/worked/more.jsonl", help="the file to write")
     parser.add_argument("--variants", type=int, default=4, help="of each word problem, at most")
+    parser.add_argument("--equations", type=float, default=0.5, help="share of variants without calculations")
     parser.add_argument("--drills", type=int, default=40_000, help="single calculations")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws")
     args = parser.parse_args(argv)
-    if min(args.variants, args.drills) < 0:
-        raise UserError(
-            f"found --variants {args.variants} --drills {args.drills}, expected at least 0 of both"
-        )
+    if min(args.variants, args.drills) < 0 or not 0 <= args.equations <= 1:
+        found = f"found --variants {args.variants} --drills {args.drills} --equations {args.equations}"
+        raise UserError(f"{found}, expected at least 0 of each, and a share of at most 1")
     worked = list(read_conversations(Path(args.data_path)))
     if not any(map(read_problem, worked)):
         found = "expected worked word problems, found none: run tools/worked_r1.py first"
         raise UserError(f"{args.data_path}: {found}")
-    conversations, counts = more_problems(worked, args.variants, args.drills, args.seed)
+    conversations, counts = more_problems(worked, args.variants, args.drills, args.seed, args.equations)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     write_conversations(Path(args.out), conversations)
     parts = ", ".join(f"{count} {name}" for name, count in counts.items())
