@@ -1,8 +1,8 @@
 """python tools/more_problems.py --data_path data/worked/worked.jsonl --out data/worked/more.jsonl
 
 More problems from the worked ones of tools/worked_r1.py: the conversations as they are; variants of each word
-problem, its numbers exchanged in question, equation and steps alike, of some variants the equation alone; and
-drills, single calculations of the kinds and lengths that the problems need. Shuffled; a seed fixes every byte.
+problem, its numbers exchanged in question, equation and steps alike, some asked for their equation alone; and
+drills, single calculations of the kinds and lengths that the problems need. Shuffled, and by a seed the same.
 
 A number keeps its kind and about its size: an integer stays an integer, a share stays below one. So does each
 result on the way. A problem for which no such numbers are found has fewer variants.
