@@ -36,7 +36,7 @@ OF_FORMULAS = {"2", "3", "4", "6", "7", "10", "12", "24", "30", "60", "100", "10
 TRIES = 300  # draws of new numbers for one variant
 MOST_CHARACTERS = 400  # of a worked reply: longer ones fit no short row
 WORKED = re.compile(rf"<think>\n(.+)\n(?:.+\n)+</think>\n<answer>\n({NUMBER})\n</answer>")
-EQUATION_ALONE = "只列式，不计算。"  # to read takes more problems than to calculate, and half of the tokens
+EQUATION_ALONE = "只列式，不计算。"  # such a problem has half of the tokens: twice as many are read
 DRILLED = re.compile(rf"(.+)=<think>\n.+\n</think>\n<answer>\n({NUMBER})\n</answer>")
 STEP = re.compile(rf"({NUMBER})([-+×÷])({NUMBER})")
 
