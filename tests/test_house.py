@@ -91,6 +91,8 @@ def test_the_project_does_not_grow():
         "claims",
         "spellings",
         "worked_r1",
+        "problems",
+        "variants",
         "more_problems",
         "other_numbers",
         "own_replies",

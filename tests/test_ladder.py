@@ -17,7 +17,7 @@ from tools.ladder import (
     lengthened,
     look_into,
 )
-from tools.more_problems import Problem
+from tools.problems import Problem
 
 
 def reply_of(thought, answer):

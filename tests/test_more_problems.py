@@ -13,16 +13,10 @@ from infra.scoring import is_right, is_well_formed
 from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
-from tools.more_problems import (
-    Problem,
-    drill,
-    equation_alone,
-    exchangeable,
-    main,
-    read_problem,
-    variant,
-)
+from tools.more_problems import main
 from tools.other_numbers import result_kinds
+from tools.problems import Problem, equation_alone, read_problem, worked
+from tools.variants import drill, exchangeable, variant
 from tools.worked_r1 import worked_equation
 
 PROBLEMS = [
@@ -42,7 +36,7 @@ def reply_of(equation, answer):
 def test_a_variant_is_worked_out_with_its_own_numbers(problem):
     kinds = result_kinds([*spell_chain(problem.equation)[0], problem.answer])
     for seed in range(20):
-        question, reply = (turn["content"] for turn in variant(problem, random.Random(seed)))
+        question, reply = (turn["content"] for turn in worked(variant(problem, random.Random(seed))))
         equation, answer = re.fullmatch(
             r"<think>\n(.+)\n[^<]+</think>\n<answer>\n(.+)\n</answer>", reply
         ).groups()
@@ -61,8 +55,7 @@ def test_a_variant_is_worked_out_with_its_own_numbers(problem):
 
 def test_a_number_that_the_question_does_not_name_stays():
     for seed in range(20):
-        turns = variant(PROBLEMS[4], random.Random(seed))
-        assert turns[1]["content"].splitlines()[1].endswith(")×2")
+        assert variant(PROBLEMS[4], random.Random(seed)).equation.endswith(")×2")
 
 
 def test_a_number_of_the_question_that_may_be_a_formula_s_stays():
@@ -75,7 +68,7 @@ def test_a_number_of_the_question_that_may_be_a_formula_s_stays():
 
 
 def test_variants_differ_and_a_problem_without_numbers_has_none():
-    found = {variant(PROBLEMS[0], random.Random(seed))[0]["content"] for seed in range(20)}
+    found = {variant(PROBLEMS[0], random.Random(seed)).question for seed in range(20)}
     assert len(found) > 10
     assert variant(Problem("一打鸡蛋几个？", "6×2", "12"), random.Random(0)) is None
 
@@ -122,9 +115,7 @@ def test_the_file_holds_all_and_is_the_same_for_the_same_seed(tmp_path, capsys):
 
 
 def test_an_equation_alone_is_the_problem_s_without_a_thought():
-    question, reply = "一盒有6支笔，4盒有几支？", reply_of("6×4", "24")
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]
-    assert equation_alone(turns) == [
+    assert equation_alone(Problem("一盒有6支笔，4盒有几支？", "6×4", "24")) == [
         {"role": "user", "content": "一盒有6支笔，4盒有几支？只列式，不计算。"},
         {"role": "assistant", "content": "6×4"},
     ]

@@ -17,8 +17,9 @@ from infra.questions import read_conversations
 from infra.scoring import final_answer, number_value
 from infra.text_sample import sample_lines, texts_of
 from infra.tokenizer import ChatTokenizer
-from tools.more_problems import more_problems, without_steps
+from tools.more_problems import more_problems
 from tools.own_replies import own_replies
+from tools.problems import without_steps
 from tools.worked_r1 import first_turn, work_out, worked_conversation, write_conversations
 from train_tokenizer import save_tokenizer, train_tokenizer
 

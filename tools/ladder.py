@@ -18,13 +18,8 @@ from infra.scoring import REPLY, final_answer, number_value, stated_answer
 from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
-from tools.more_problems import (
-    Problem,
-    conversation_of,
-    read_problem,
-    stated_like,
-    variant,
-)
+from tools.problems import Problem, read_problem, worked
+from tools.variants import stated_like, variant
 from tools.worked_r1 import EQUATION, OPERATOR, worked_conversation
 
 VOTES, VOTE_TEMPERATURE = 16, 0.7
@@ -114,26 +109,26 @@ def elected(replies: list[str], votes: int) -> list[str]:
 def changed_problems(conversations: list[list[dict]], rng) -> dict[str, list[list[dict]]]:
     """The held-out problems with two more steps, with other numbers, with longer ones, and after a sentence
     that has nothing to do with them; worked out, so that the expected results are exact."""
-    worked = [worked_conversation(turns, Counter()) for turns in conversations]
-    problems = [problem for turns in worked if (problem := read_problem(turns))]
-    longer = [problem for problem in map(lengthened, problems) if problem]
-    return {
-        "two more steps": [turns for problem in problems if (turns := two_more_steps(problem))],
-        "other numbers": [turns for problem in problems if (turns := variant(problem, rng))],
-        "longer numbers": [turns for problem in longer if (turns := variant(problem, rng))],
+    spelled = [worked_conversation(turns, Counter()) for turns in conversations]
+    problems = [problem for turns in spelled if (problem := read_problem(turns))]
+    changed = {
+        "two more steps": map(two_more_steps, problems),
+        "other numbers": (variant(problem, rng) for problem in problems),
+        "longer numbers": (variant(problem, rng) for problem in map(lengthened, problems) if problem),
+    }
+    return {name: [worked(problem) for problem in some if problem] for name, some in changed.items()} | {
         "a distraction": [
-            [{**turns[0], "content": DISTRACTION + turns[0]["content"]}, *turns[1:]] for turns in worked
+            [{**turns[0], "content": DISTRACTION + turns[0]["content"]}, *turns[1:]] for turns in spelled
         ],
     }
 
 
-def two_more_steps(problem: Problem) -> list[dict] | None:
+def two_more_steps(problem: Problem) -> Problem | None:
     equation = f"({problem.equation}+17)×3"
     try:
-        steps, result = spell_chain(equation)
+        return Problem(problem.question + MORE_STEPS, equation, spell_chain(equation)[1])
     except CannotSpell:
         return None
-    return conversation_of(problem.question + MORE_STEPS, equation, steps, result)
 
 
 def lengthened(problem: Problem) -> Problem | None:
