@@ -90,6 +90,7 @@ def test_the_project_does_not_grow():
         *language,
         "claims",
         "spellings",
+        "operand_order",
         "worked_r1",
         "problems",
         "variants",

@@ -12,7 +12,9 @@ from infra.questions import read_conversations
 from infra.scoring import is_right, is_well_formed
 from tools.claims import claims
 from tools.exact_numbers import value
-from tools.worked_r1 import main, use_of, work_out, worked_reply
+from tools.expressions import spell_chain
+from tools.operand_order import in_order_of
+from tools.worked_r1 import main, use_of, work_out, worked_conversation, worked_reply
 
 PROGRAM = (
     "<think>\n先读题，题目中出现的数有：9、5、12。\n根据数量关系可以列式：9×5×12。\n第一步，9×5=45；\n第二步，45×12=540。\n"
@@ -145,3 +147,23 @@ def test_a_bad_line_is_named(tmp_path):
 def test_steps_are_true_of_the_numbers_that_they_name():
     assert ("450+90~000,594进405=540", True) in claims(WORKED) and claims(WORKED)[-1] == ("45×12得540", True)
     assert value("37.5%") == Fraction(3, 8)
+
+
+@pytest.mark.parametrize(
+    ("equation", "expected"),
+    [
+        ("55×4-135", "4×55-135"),
+        ("135+(55×2+4)^2×4÷55", "4×(4+55×2)^2÷55+135"),
+        ("1000-55-4+135", "1000-55-4+135"),  # only neighbours of + and ×
+        ("(135+55)×4", "4×(55+135)"),
+        ("4×55+4", "4+4×55"),
+    ],
+)
+def test_operands_stand_in_the_questions_order(equation, expected):
+    assert in_order_of("有4筐，每筐55千克，卖出135千克", equation) == expected
+    assert spell_chain(equation)[1] == spell_chain(expected)[1]
+
+
+def test_a_program_written_rationale_takes_its_questions_order():
+    turns = [{"role": "user", "content": "12人各有5个9"}, {"role": "assistant", "content": PROGRAM}]
+    assert worked_conversation(turns, Counter())[1]["content"].startswith("<think>\n12×5×9\n12×5")

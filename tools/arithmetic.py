@@ -6,7 +6,7 @@ Decimals as integers, then the point (tools/decimals.py):
     13.5+2.75:1350+275~055,572进326,101=1625得16.25
 Fractions (tools/fraction_steps.py): divide where it comes out, else multiply first; the reciprocal; a common
 denominator:
-    600×(7/12):600÷12:60÷12商5,12×5~21010,10506=60,60-60=0得50,50×7:5×7=35得350得350
+    600×(7/15):600÷15:60÷15试4,15×4~52020,10406=60,60-60=0得40,40×7:4×7=28得280得280
     350÷(7/10):350×10/7:350÷7:35÷7商5余0得50,50×10=500得500
     7/12-1/5:7×5=35,35-12~523,312=23得23/60
 Reducing, and percentages:

@@ -13,7 +13,8 @@ from tools.expressions import spell_chain
 ONE_SPELLING = str.maketrans("*＊＋－＝", "××+-=")
 OPERATION = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})")
 OF_INTEGERS = re.compile(r"(\d+)([-+]|×(?=\d$))(\d+)")  # a product by one digit alone
-DIGIT = re.compile(r"(\d+)÷(\d+)商(\d+)(?:余(\d+))?")
+TRIED_BEFORE = r"(?:试\d+[^试÷]*[大小],)*"
+DIGIT = re.compile(rf"(\d+)÷(\d+){TRIED_BEFORE}[商试](\d+)(?:余(\d+))?")
 REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
 REWRITTEN = re.compile(rf"(?<![\dA-Za-z./%)=~约^+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
 COLUMNS = r"~([\d,进借]+)"

@@ -8,8 +8,8 @@ Write every calculation of R1 conversations out in the language of tools/arithme
     problems.jsonl  the held-out word problems, as they were
 
 A rationale that a program wrote from an equation (its answer has 列式计算：EQUATION=RESULT) becomes the
-equation and its calculations, one a line. Elsewhere a calculation is replaced where it stands. What is wrong
-or cannot be spelled stays as it is and is counted by reason.
+equation, its operands in the question's order, and its calculations, one a line. Elsewhere a calculation is
+replaced where it stands. What is wrong or cannot be spelled stays as it is and is counted by reason.
 
 Held out are word problems, questions in Chinese whose answer is a number, by a hash of their wording without
 its numbers: no held-out wording is trained on with other digits. Without a number as answer they are dropped.
@@ -32,6 +32,7 @@ from infra.questions import read_conversations
 from infra.scoring import REPLY, final_answer, number_value
 from tools.exact_numbers import NUMBER, CannotSpell, value
 from tools.expressions import restate, spell_chain
+from tools.operand_order import in_order_of
 
 HELD_OUT_IN_1000, REWARDED_IN_1000 = 80, 80
 EQUATION = re.compile(rf"列式计算：(.+)={NUMBER}。?\n答案：({NUMBER})")
@@ -52,21 +53,23 @@ def use_of(question: str) -> str:
     return "problems" if drawn < HELD_OUT_IN_1000 else "reward"
 
 
-def worked_reply(reply: str, counts: Counter) -> str:
+def worked_reply(reply: str, counts: Counter, question: str = "") -> str:
     """The reply with its calculations spelled. Adds their numbers to counts[reason] or counts["spelled"]."""
     form = REPLY.fullmatch(reply)
     if not form:
         return reply
     if equation := EQUATION.search(form[2]):
-        return worked_equation(reply, *equation.groups(), counts)
+        return worked_equation(reply, *equation.groups(), counts, question)
     thought = CALCULATION.sub(lambda found: worked_calculation(found, counts), form[1])
     return reply[: form.start(1)] + thought + reply[form.end(1) :]
 
 
-def worked_equation(reply, equation, stated, counts):
+def worked_equation(reply, equation, stated, counts, question=""):
     """'9×5×12', '540' -> <think> 9×5×12, 9×5=45, 45×12:... </think> <answer> 540 </answer>, one a line"""
     operators = len(OPERATOR.findall(equation))
     try:
+        checked_steps(equation, stated)
+        equation = in_order_of(question, equation) if question else equation
         steps = checked_steps(equation, stated)
     except CannotSpell as reason:
         counts[str(reason)] += operators
@@ -101,12 +104,15 @@ def checked_steps(expression: str, stated: str) -> list[str]:
 
 def worked_conversation(messages: list[dict], counts: Counter) -> list[dict]:
     """The messages, those of the assistant with their calculations spelled."""
-    return [
-        {**message, "content": worked_reply(message["content"], counts)}
-        if message["role"] == "assistant"
-        else message
-        for message in messages
-    ]
+    question, worked = "", []
+    for message in messages:
+        content = message["content"]
+        if message["role"] == "assistant":
+            content = worked_reply(content, counts, question)
+        else:
+            question = content
+        worked.append({**message, "content": content})
+    return worked
 
 
 def work_out(path: Path) -> tuple[dict[str, list], Counter]:
