@@ -46,7 +46,7 @@ def device_name(asked: str, has_cuda: bool, has_mps: bool, local_rank: str | Non
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """True where the hardware multiplies in bfloat16, and not by way of float32."""
+    """True where the hardware multiplies in bfloat16 faster than in float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
@@ -54,8 +54,10 @@ def has_fast_bf16(device: torch.device) -> bool:
     # private, each; which of them exists depends on the release
     if platform.machine().lower() in ("aarch64", "arm64"):  # on x86, AVX512 of any kind is enough for it
         return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", bool)()
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in names)
+    if getattr(torch.cpu, "_is_amx_tile_supported", bool)():
+        return True
+    is_intel = "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")  # torch 2.13
+    return not is_intel and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()  # Intel's is slower
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -74,6 +74,8 @@ def test_asked_dtype_is_taken_on_a_cpu(name, dtype):
     "machine, supported, dtype",
     [
         ("x86_64", ["_is_avx512_bf16_supported"], torch.bfloat16),
+        ("x86_64 Intel", ["_is_avx512_bf16_supported"], torch.float32),  # whose bfloat16 is slow without AMX
+        ("x86_64 Intel", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"], torch.bfloat16),
         ("AMD64", ["_is_amx_tile_supported"], torch.bfloat16),
         ("x86_64", ["_is_mkldnn_bf16_supported"], torch.float32),  # AVX512 without bfloat16: ten times slower
         ("aarch64", ["_is_mkldnn_bf16_supported"], torch.bfloat16),
@@ -81,7 +83,9 @@ def test_asked_dtype_is_taken_on_a_cpu(name, dtype):
     ],
 )
 def test_a_cpu_takes_bf16_where_its_hardware_does(machine, supported, dtype, monkeypatch):
+    machine, _, maker = machine.partition(" ")
     monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": f"{maker} X"}, raising=False)
     for module, name in [
         (torch.cpu, "_is_avx512_bf16_supported"),
         (torch.cpu, "_is_amx_tile_supported"),
