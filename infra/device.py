@@ -46,7 +46,7 @@ def device_name(asked: str, has_cuda: bool, has_mps: bool, local_rank: str | Non
 
 
 def has_fast_bf16(device: torch.device) -> bool:
-    """True where the hardware multiplies in bfloat16 faster than in float32."""
+    """True where the hardware multiplies in bfloat16 faster than in float32, as far as torch can tell."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":

@@ -71,21 +71,28 @@ def test_asked_dtype_is_taken_on_a_cpu(name, dtype):
 
 
 @pytest.mark.parametrize(
-    "machine, supported, dtype",
+    "machine, maker, supported, dtype",
     [
-        ("x86_64", ["_is_avx512_bf16_supported"], torch.bfloat16),
-        ("x86_64 Intel", ["_is_avx512_bf16_supported"], torch.float32),  # whose bfloat16 is slow without AMX
-        ("x86_64 Intel", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"], torch.bfloat16),
-        ("AMD64", ["_is_amx_tile_supported"], torch.bfloat16),
-        ("x86_64", ["_is_mkldnn_bf16_supported"], torch.float32),  # AVX512 without bfloat16: ten times slower
-        ("aarch64", ["_is_mkldnn_bf16_supported"], torch.bfloat16),
-        ("arm64", [], torch.float32),
+        ("x86_64", "AMD", ["_is_avx512_bf16_supported"], torch.bfloat16),
+        ("x86_64", "Intel", ["_is_avx512_bf16_supported"], torch.float32),  # without AMX it is slow there
+        ("x86_64", "Intel", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"], torch.bfloat16),
+        ("x86_64", "", ["_is_avx512_bf16_supported"], torch.bfloat16),  # torch before 2.13 does not say
+        ("AMD64", "Intel", ["_is_amx_tile_supported"], torch.bfloat16),
+        (
+            "x86_64",
+            "AMD",
+            ["_is_mkldnn_bf16_supported"],
+            torch.float32,
+        ),  # AVX512 without it: ten times slower
+        ("aarch64", "", ["_is_mkldnn_bf16_supported"], torch.bfloat16),
+        ("arm64", "", [], torch.float32),
     ],
 )
-def test_a_cpu_takes_bf16_where_its_hardware_does(machine, supported, dtype, monkeypatch):
-    machine, _, maker = machine.partition(" ")
+def test_a_cpu_takes_bf16_where_its_hardware_does(machine, maker, supported, dtype, monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": f"{maker} X"}, raising=False)
+    if not maker:
+        monkeypatch.delattr(torch.cpu, "get_capabilities")
     for module, name in [
         (torch.cpu, "_is_avx512_bf16_supported"),
         (torch.cpu, "_is_amx_tile_supported"),

@@ -157,6 +157,9 @@ def test_steps_are_true_of_the_numbers_that_they_name():
         ("1000-55-4+135", "1000-55-4+135"),  # only neighbours of + and ×
         ("(135+55)×4", "4×(55+135)"),
         ("4×55+4", "4+4×55"),
+        ("(25%+1)×55", "55×(1+25%)"),  # 1 first
+        ("3×7+2×(5+4)", "(4+5)×2+3×7"),  # without a number of the question last, and as they were
+        ("3×7+2", "3×7+2"),
     ],
 )
 def test_operands_stand_in_the_questions_order(equation, expected):
@@ -167,3 +170,9 @@ def test_operands_stand_in_the_questions_order(equation, expected):
 def test_a_program_written_rationale_takes_its_questions_order():
     turns = [{"role": "user", "content": "12人各有5个9"}, {"role": "assistant", "content": PROGRAM}]
     assert worked_conversation(turns, Counter())[1]["content"].startswith("<think>\n12×5×9\n12×5")
+
+
+def test_an_order_that_makes_results_fractions_is_not_taken():
+    reply = as_reply("计算", "列式计算：78×(1/13)×48=288。\n答案：288")
+    for question, first in [("(1/13)的48倍，乘78", "78×(1/13)×48"), ("48个78的(1/13)", "48×78×(1/13)")]:
+        assert worked_reply(reply, Counter(), question).splitlines()[1] == first

@@ -13,8 +13,9 @@ from tools.expressions import spell_chain
 ONE_SPELLING = str.maketrans("*＊＋－＝", "××+-=")
 OPERATION = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})")
 OF_INTEGERS = re.compile(r"(\d+)([-+]|×(?=\d$))(\d+)")  # a product by one digit alone
-TRIED_BEFORE = r"(?:试\d+[^试÷]*[大小],)*"
-DIGIT = re.compile(rf"(\d+)÷(\d+){TRIED_BEFORE}[商试](\d+)(?:余(\d+))?")
+WRONG_TRY = r"试(\d+)[^试÷\n]*([大小])"
+WRONG_TRIES = re.compile(rf"(\d+)÷(\d+)((?:{WRONG_TRY},)+)")
+DIGIT = re.compile(rf"(\d+)÷(\d+)(?:{WRONG_TRY},)*[商试](\d+)(?:余(\d+))?")
 REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
 REWRITTEN = re.compile(rf"(?<![\dA-Za-z./%)=~约^+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
 COLUMNS = r"~([\d,进借]+)"
@@ -35,9 +36,14 @@ def claims(text: str) -> list[tuple[str, bool]]:
         is_true = result_is(expression, result) and (not in_columns or in_columns == columns_of(expression))
         found.append((match[0], is_true))
     for match in DIGIT.finditer(text):
-        a, b, digit = map(int, match.groups()[:3])
+        a, b, digit = int(match[1]), int(match[2]), int(match[5])
         remainder = a - b * digit
-        found.append((match[0], 0 <= remainder < b and match[4] in (None, str(remainder))))
+        found.append((match[0], 0 <= remainder < b and match[6] in (None, str(remainder))))
+    for match in WRONG_TRIES.finditer(text):
+        for digit, verdict in re.findall(WRONG_TRY, match[3]):
+            remainder = int(match[1]) - int(match[2]) * int(digit)
+            is_true = remainder < 0 if verdict == "大" else remainder >= int(match[2])
+            found.append((f"{match[1]}÷{match[2]}试{digit}{verdict}", is_true))
     for match in REDUCED.finditer(text):
         top, bottom, factor, new_top, new_bottom = (int(number or 1) for number in match.groups()[1:])
         found.append((match[1], (top, bottom) == (new_top * factor, new_bottom * factor)))
@@ -51,11 +57,8 @@ def opened_claims(text: str) -> list[tuple[str, bool]]:
     """Those of the colons. 得 closes the last one, and also the one before if that was only rewritten:
     12÷0.5:120÷5:...得24 states two results. A line that ends after 得 with one still open states no result of
     it, which is wrong; what is cut off elsewhere claims nothing."""
-    found, opened, closed = (
-        [],
-        [],
-        0,
-    )  # (expression, where it begins, where its steps begin); the last 得's end
+    found, opened = [], []  # opened: (expression, where it begins, where its steps begin)
+    closed = 0  # where the last 得 ends
     for match in OPENED_OR_CLOSED.finditer(text):
         if match["opened"]:
             opened.append((match["opened"], match.start(), match.end()))

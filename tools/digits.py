@@ -13,10 +13,10 @@ Zeros at the end of a factor are left out, then written again:
     2400×60:24×6~42424,21214=144得144000
 Long division: 商 a digit of the quotient, 余 what remains, 点 where its point goes:
     7÷8:7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0得0.875
-By a divisor of more digits one is tried, 试, until it is neither too large, 大, nor too small, 小:
+By a divisor of more digits 试 a digit; 大, too large, or 小, too small, and another is tried:
     132÷33:132÷33试4,33×4~31212,31213=132,132-132=0得4
-    39÷13:39÷13试4,13×4~31212,10405=52大,试3,13×3~30909,10303=39,39-39=0得3
-    120÷24:120÷24试4,24×4~41616,20809=96,120-96~064借292借100=24小,试5,24×5~42020,21012=120,120-120=0得5
+    78÷26:78÷26试4,26×4~62424,20810=104大,试3,26×3~61818,20607=78,78-78=0得3
+    52÷13:52÷13试3,13×3~30909,10303=39,52-39~293借531=13小,试4,13×4~31212,10405=52,52-52=0得4
 
 A column first says what it reads and then what it finds, which is learned sooner than the result alone, and
 all are of one width, so that the same digits always stand as far away (tools/spellings.py).
@@ -25,7 +25,7 @@ all are of one width, so that the same digits always stand as far away (tools/sp
 from itertools import zip_longest
 from zlib import crc32
 
-TRIED_BEFORE = {0: [1], 1: [1], 2: [1], 3: [2, 1], 4: [-1], 5: [-1]}  # off by so much, in 6 cases of 20
+WRONG_TRIES = {0: [1], 1: [1], 2: [1], 3: [2, 1], 4: [-1], 5: [-1]}  # off by so much, in 6 cases of 20
 
 
 def by_hand(a, operator, b):
@@ -108,7 +108,7 @@ def divide(a, b):
         taken += 1
     current, rest, steps, point = int(digits[:taken]), digits[taken:], [], False
     while True:
-        step, current = quotient_digit(current, b)
+        step, current = quotient_digit(current, b, a)
         steps.append(step)
         if current == 0 and not rest.strip("0"):
             return ",".join(steps)  # the zeros at the end are copied
@@ -121,17 +121,17 @@ def divide(a, b):
             current *= 10
 
 
-def quotient_digit(current, divisor):
-    """94, 23 -> ('94÷23试4,23×4~31212,20809=92,94-92~422900=2', 2): a digit of a quotient, and what remains
+def quotient_digit(current, divisor, dividend):
+    """94, 23, 943 -> ('94÷23试4,23×4~31212,20809=92,94-92~422,990=2', 2): a digit, and what remains
 
-    In some cases, which nobody can foresee, others are tried before: a model that only ever saw the right one
-    tried would not mend its own wrong ones.
+    In a quarter of the cases, chosen by a hash of the calculation, others are tried before: a model that only
+    ever saw the right one tried would not mend its own wrong ones.
     """
     digit, remainder = divmod(current, divisor)
     if digit == 0 or divisor < 10:
         return f"{current}÷{divisor}商{digit}余{remainder}", remainder
-    case = crc32(f"{current}÷{divisor}".encode()) % 20
-    others = [digit + off for off in TRIED_BEFORE.get(case, [])]
+    case = crc32(f"{dividend}÷{divisor}:{current}".encode()) % 20
+    others = [digit + off for off in WRONG_TRIES.get(case, [])]  # none where one would not be of 1 to 9
     tried = [*others, digit] if all(1 <= other <= 9 for other in others) else [digit]
     return f"{current}÷{divisor}" + ",".join(tried_digit(current, divisor, one) for one in tried), remainder
 

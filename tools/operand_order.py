@@ -12,29 +12,30 @@ from tools.other_numbers import NUMBERS, unbracketed
 def in_order_of(question: str, expression: str) -> str:
     """'有4筐，每筐55千克，卖出135千克', '55×4-135' -> '4×55-135'
 
-    Only neighbours joined by + or × change places. Numbers that the question does not name come last.
+    Only what is joined by + or by × changes places, and only with its neighbours. What has no number of the
+    question comes last, but a 1 first, as in 1+25%.
     """
-    numbers = list(dict.fromkeys(map(unbracketed, NUMBERS.findall(question))))
-    places = {number: place for place, number in enumerate(numbers)}
+    named = list(dict.fromkeys(map(unbracketed, NUMBERS.findall(question))))
+    places = {number: place for place, number in enumerate(named)}
     return ordered(TOKEN.findall(expression), "+-", places)[1]
 
 
 def ordered(tokens: list[str], operators: str, places: dict[str, int]) -> tuple[list[int], str]:
-    """The places of the numbers, and the text, of the longest sum ("+-") or product ("×÷") at the front of
+    """(the places of its numbers, its text) of the longest sum ("+-") or product ("×÷") at the front of
     tokens, taken from them."""
-    part = lambda: ordered(tokens, "×÷", places) if operators == "+-" else ordered_operand(tokens, places)
-    joining, runs = operators[0], [("", [part()])]  # of parts that are joined by it
+    take = lambda: ordered(tokens, "×÷", places) if operators == "+-" else ordered_operand(tokens, places)
+    joining, runs = operators[0], [("", [take()])]  # of parts that are joined by it
     while tokens and tokens[0] in operators:
         operator = tokens.pop(0)
         if operator == joining and runs[-1][0] in ("", joining):
-            runs[-1][1].append(part())
+            runs[-1][1].append(take())
         else:
-            runs.append((operator, [part()]))
+            runs.append((operator, [take()]))
     numbers, text = [], ""
     for operator, parts in runs:
-        parts.sort(key=lambda part: part[0])
+        parts.sort(key=lambda part: part[0] or [-1 if part[1] == "1" else len(places)])
         text += operator + joining.join(text for _, text in parts)
-        numbers += [place for places, _ in parts for place in places]
+        numbers += [place for its_places, _ in parts for place in its_places]
     return numbers, text
 
 
@@ -45,5 +46,6 @@ def ordered_operand(tokens: list[str], places: dict[str, int]) -> tuple[list[int
         numbers, text = ordered(tokens, "+-", places)
         text = f"({text}{tokens.pop(0)}"
     else:
-        numbers, text = [places.get(unbracketed(token), len(places))], token
+        number, text = unbracketed(token), token
+        numbers = [places[number]] if number in places else []
     return numbers, text + (tokens.pop(0) if tokens and tokens[0].startswith("^") else "")

@@ -30,6 +30,7 @@ from infra.cli import make_parser, run_script
 from infra.files import write_text
 from infra.questions import read_conversations
 from infra.scoring import REPLY, final_answer, number_value
+from tools.arithmetic import result_of
 from tools.exact_numbers import NUMBER, CannotSpell, value
 from tools.expressions import restate, spell_chain
 from tools.operand_order import in_order_of
@@ -68,15 +69,23 @@ def worked_equation(reply, equation, stated, counts, question=""):
     """'9×5×12', '540' -> <think> 9×5×12, 9×5=45, 45×12:... </think> <answer> 540 </answer>, one a line"""
     operators = len(OPERATOR.findall(equation))
     try:
-        checked_steps(equation, stated)
-        equation = in_order_of(question, equation) if question else equation
-        steps = checked_steps(equation, stated)
+        equation, steps = in_questions_order(question, equation, stated)
     except CannotSpell as reason:
         counts[str(reason)] += operators
         return reply
     counts["spelled"] += operators
     thought = "\n".join([equation, *steps])
     return f"<think>\n{thought}\n</think>\n<answer>\n{stated}\n</answer>"
+
+
+def in_questions_order(question: str, equation: str, stated: str) -> tuple[str, list[str]]:
+    """The equation, its operands in the question's order unless that makes more of its results fractions or
+    decimals, and its steps. Raises CannotSpell."""
+    orders = [(equation, checked_steps(equation, stated))]
+    ordered = in_order_of(question, equation)
+    orders.append((ordered, checked_steps(ordered, stated)))
+    broken = [sum("/" in result or "." in result for result in map(result_of, steps)) for _, steps in orders]
+    return orders[broken[1] <= broken[0]]
 
 
 def worked_calculation(found, counts):
