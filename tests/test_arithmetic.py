@@ -209,7 +209,7 @@ def test_a_tried_digit_is_judged_by_the_last_one_and_each_verdict_alone():
     assert [is_true for _, is_true in claims(tried)] == [True] * 5
     called_small = claims(tried.replace("大", "小"))
     assert ("78÷26试4小", False) in called_small and sum(not is_true for _, is_true in called_small) == 1
-    assert claims("52÷13试3大,试5,65") == [("52÷13试3大,试5", False), ("52÷13试3大", False)]
+    assert claims("52÷13试4大,试5,65") == [("52÷13试4大,试5", False), ("52÷13试4大", False)]
     assert claims("52÷13试3,39,13小,试4") == [("52÷13试3,39,13小,试4", True), ("52÷13试3小", True)]
     for kept in ("78÷26试4,104,", "78÷26试2,52,"):
         assert claims(kept) == [(kept[:7], False)]
