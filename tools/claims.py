@@ -13,9 +13,9 @@ from tools.expressions import spell_chain
 ONE_SPELLING = str.maketrans("*＊＋－＝", "××+-=")
 OPERATION = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})")
 OF_INTEGERS = re.compile(r"(\d+)([-+]|×(?=\d$))(\d+)")  # a product by one digit alone
-WRONG_TRY = r"试(\d+)[^试÷\n]*([大小])"
-WRONG_TRIES = re.compile(rf"(\d+)÷(\d+)((?:{WRONG_TRY},)+)")
-DIGIT = re.compile(rf"(\d+)÷(\d+)(?:{WRONG_TRY},)*[商试](\d+)(?:余(\d+))?")
+REJECTED = r"试(\d+)[^试÷\n]*([大小])"  # a digit that is tried and found too large or too small
+REJECTIONS = re.compile(rf"(\d+)÷(\d+)((?:{REJECTED},)+)")
+DIGIT = re.compile(rf"(\d+)÷(\d+)(?:{REJECTED},)*[商试](?P<digit>\d+)(?:余(?P<rest>\d+))?")
 REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
 REWRITTEN = re.compile(rf"(?<![\dA-Za-z./%)=~约^+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
 COLUMNS = r"~([\d,进借]+)"
@@ -36,14 +36,15 @@ def claims(text: str) -> list[tuple[str, bool]]:
         is_true = result_is(expression, result) and (not in_columns or in_columns == columns_of(expression))
         found.append((match[0], is_true))
     for match in DIGIT.finditer(text):
-        a, b, digit = int(match[1]), int(match[2]), int(match[5])
+        a, b, digit = int(match[1]), int(match[2]), int(match["digit"])
         remainder = a - b * digit
-        found.append((match[0], 0 <= remainder < b and match[6] in (None, str(remainder))))
-    for match in WRONG_TRIES.finditer(text):
-        for digit, verdict in re.findall(WRONG_TRY, match[3]):
-            remainder = int(match[1]) - int(match[2]) * int(digit)
-            is_true = remainder < 0 if verdict == "大" else remainder >= int(match[2])
-            found.append((f"{match[1]}÷{match[2]}试{digit}{verdict}", is_true))
+        found.append((match[0], 0 <= remainder < b and match["rest"] in (None, str(remainder))))
+    for match in REJECTIONS.finditer(text):
+        a, b = int(match[1]), int(match[2])
+        for digit, verdict in re.findall(REJECTED, match[3]):
+            remainder = a - b * int(digit)
+            is_true = remainder < 0 if verdict == "大" else remainder >= b
+            found.append((f"{a}÷{b}试{digit}{verdict}", is_true))
     for match in REDUCED.finditer(text):
         top, bottom, factor, new_top, new_bottom = (int(number or 1) for number in match.groups()[1:])
         found.append((match[1], (top, bottom) == (new_top * factor, new_bottom * factor)))

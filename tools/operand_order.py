@@ -1,8 +1,8 @@
 """The operands of sums and products in the order in which the question names them.
 
 Sources write 55×4 and 4×55 for 4 baskets of 55 kilograms: a third of the products, and a quarter of the sums,
-are in another order than the question's. With one order there is less to learn. After Wang et al. 2018,
-"Translating a Math Word Problem to an Expression Tree", arXiv:1811.05632, whose Transformer gained by it.
+are in another order than the question's. With one order there is less to learn. For this reason equations are
+normalized in Wang et al. 2018, "Translating a Math Word Problem to an Expression Tree", arXiv:1811.05632.
 """
 
 from tools.expressions import TOKEN

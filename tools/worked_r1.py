@@ -30,10 +30,10 @@ from infra.cli import make_parser, run_script
 from infra.files import write_text
 from infra.questions import read_conversations
 from infra.scoring import REPLY, final_answer, number_value
-from tools.arithmetic import result_of
 from tools.exact_numbers import NUMBER, CannotSpell, value
 from tools.expressions import restate, spell_chain
 from tools.operand_order import in_order_of
+from tools.other_numbers import result_kinds
 
 HELD_OUT_IN_1000, REWARDED_IN_1000 = 80, 80
 EQUATION = re.compile(rf"列式计算：(.+)={NUMBER}。?\n答案：({NUMBER})")
@@ -81,11 +81,14 @@ def worked_equation(reply, equation, stated, counts, question=""):
 def in_questions_order(question: str, equation: str, stated: str) -> tuple[str, list[str]]:
     """The equation, its operands in the question's order unless that makes more of its results fractions or
     decimals, and its steps. Raises CannotSpell."""
-    orders = [(equation, checked_steps(equation, stated))]
-    ordered = in_order_of(question, equation)
-    orders.append((ordered, checked_steps(ordered, stated)))
-    broken = [sum("/" in result or "." in result for result in map(result_of, steps)) for _, steps in orders]
-    return orders[broken[1] <= broken[0]]
+    steps, other = checked_steps(equation, stated), in_order_of(question, equation)
+    other_steps = checked_steps(other, stated)
+    return (equation, steps) if broken(other_steps) > broken(steps) else (other, other_steps)
+
+
+def broken(steps: list[str]) -> int:
+    """How many steps come to a fraction or a decimal."""
+    return sum(not kind.startswith("integer") for kind in result_kinds(steps))
 
 
 def worked_calculation(found, counts):
