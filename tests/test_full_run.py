@@ -133,6 +133,7 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
     trained = len(problems) - len(held_out) - len(rewarded)
     assert found["worked"] == {
         "as they are": trained,
+        "in words": 0,
         "variants": trained,
         "equations": trained,
         "drills": 30,

@@ -13,9 +13,10 @@ Zeros at the end of a factor are left out, then written again:
     2400×60:24×6~42424,21214=144得144000
 Long division: 商 a digit of the quotient, 余 what remains, 点 where its point goes:
     7÷8:7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0得0.875
-By a divisor of more digits 试 a digit; 大, too large, or 小, too small, and another is tried:
+By a divisor of more digits 试 a digit, and another where it is 大, too large, so that the last column still
+borrows, or 小, too small:
     132÷33:132÷33试4,33×4~31212,31213=132,132-132=0得4
-    78÷26:78÷26试4,26×4~62424,20810=104大,试3,26×3~61818,20607=78,78-78=0得3
+    78÷26:78÷26试4,26×4~62424,20810=104,78-104~844,707,019借大,试3,26×3~61818,20607=78,78-78=0得3
     52÷13:52÷13试3,13×3~30909,10303=39,52-39~293借531=13小,试4,13×4~31212,10405=52,52-52=0得4
 
 A column first says what it reads and then what it finds, which is learned sooner than the result alone, and
@@ -137,9 +138,12 @@ def quotient_digit(current, divisor, dividend):
 
 
 def tried_digit(current, divisor, digit):
-    """94, 23, 5 -> '试5,23×5~31515,21011=115大'; 48, 23, 1 -> '试1,48-23~835,422=25小'"""
+    """94, 23, 5 -> '试5,23×5~31515,21011=115,94-115~459借917,019借大'; 48, 23, 1 -> '试1,48-23~835,422=25小'
+
+    The rest is written out also where the product is too large: it shows by a 借 at its end.
+    """
     product = divisor * digit
     tried = f"试{digit}" + f",{multiply(divisor, digit)}" * (digit > 1)
     if product > current:
-        return f"{tried}大"
+        return f"{tried},{current}-{product}~{columns(current, '-', product)}大"
     return f"{tried},{subtract(current, product)}" + "小" * (current - product >= divisor)

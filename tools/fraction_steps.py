@@ -49,17 +49,21 @@ def product_steps(a, b):
 
 
 def sum_steps(a, operator, b):
-    """Over a common denominator."""
+    """Over a common denominator: what makes it of each bottom, then the tops that go with it."""
     (top, bottom), (other_top, other_bottom) = fraction_parts(a), fraction_parts(b)
     common = math.lcm(bottom, other_bottom)
-    steps, tops = [], []
-    for text, part, whole in ((a, top, bottom), (b, other_top, other_bottom)):
-        factor = common // whole
-        if "/" not in text and "." in text:
-            steps.append(f"{text}={part}/{whole}")
-        if factor > 1 and part != 1:
-            steps.append(multiply(part, factor))
-        tops.append(part * factor)
+    factor, other_factor = common // bottom, common // other_bottom
+    steps = [f"{text}={value(text)}" for text in (a, b) if "." in text]
+    if min(bottom, other_bottom) > 1:
+        bottoms = [(bottom, factor), (other_bottom, other_factor)]
+        is_product = factor == other_bottom  # and the other way round: it is said once
+        steps += [multiply(*pair) for pair in bottoms[: 1 if is_product else 2] if pair[1] > 1]
+    steps += [
+        multiply(part, times)
+        for part, times in ((top, factor), (other_top, other_factor))
+        if min(part, times) > 1
+    ]
+    tops = (top * factor, other_top * other_factor)
     if operator == "+":
         steps.append(add(*tops))
         total = sum(tops)

@@ -35,6 +35,7 @@ class FullRunConfig(Flags):
     variants: int = flag(3, "of each word problem, its numbers exchanged", least=0)
     equations: float = flag(0.5, "of the variants, without their calculations", least=0, most=1)
     drills: int = flag(40_000, "single calculations to train on", least=0)
+    words: float = flag(1.0, "share of the R1 conversations without an equation", least=0, most=1)
     conversations: float = flag(0.5, "bytes of ordinary ones for each byte of reasoning", least=0)
     step_tokens: int = flag(80 * 512, "positions in one step", above=0)
     most_tokens: int = flag(80 * 512, "positions in a micro-batch; GRPO has 16 rows of 1024", above=0)

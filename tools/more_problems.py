@@ -1,8 +1,9 @@
 """python tools/more_problems.py --data_path data/worked/worked.jsonl --out data/worked/more.jsonl
 
-More problems from the worked ones of tools/worked_r1.py: the conversations as they are; variants of each word
-problem, its numbers exchanged in question, equation and steps alike, some asked for their equation alone; and
-drills, single calculations of the kinds and lengths that the problems need. Shuffled, and by a seed the same.
+More problems from the worked ones of tools/worked_r1.py: the problems as they are; variants of each, its
+numbers exchanged in question, equation and steps alike, some asked for their equation alone; drills, single
+calculations of the kinds and lengths that the problems need; and the other conversations, which are in words.
+Shuffled, and by a seed the same.
 
 A problem for which no numbers of the same kinds are found (tools/variants.py) has fewer variants.
 """
@@ -29,17 +30,20 @@ ENOUGH_FOR_CORES = 2000  # to be made: fewer are sooner made by one
 
 
 def more_problems(
-    given: list, variants: int, drills: int, seed: int, equations: float = 0
+    given: list, variants: int, drills: int, seed: int, equations: float = 0, words: float = 1
 ) -> tuple[list, dict[str, int]]:
-    """The worked conversations that are given, up to `variants` of each problem, that share of them equations
-    alone, and drills; and how many of each."""
-    rng, problems = random.Random(seed), [problem for turns in given if (problem := read_problem(turns))]
+    """The worked problems that are given, up to `variants` of each, that share of them equations alone, and
+    drills; of the other conversations given, which are in words, that share; and how many of each."""
+    rng, pairs = random.Random(seed), [(turns, read_problem(turns)) for turns in given]
+    problems = [problem for _, problem in pairs if problem]
+    in_words = [turns for turns, problem in pairs if not problem]
     kinds = [calculation for problem in problems for calculation in calculations(problem)]
     wanted = [(rng.random(), problem) for _ in range(variants) for problem in problems]
     drilled = [(rng.random(), rng.choice(kinds)) for _ in range(drills if kinds else 0)]
     alone = round(len(wanted) * equations)  # the first of each problem's variants
     found = {
-        "as they are": given,
+        "as they are": [turns for turns, problem in pairs if problem],
+        "in words": rng.sample(in_words, round(len(in_words) * words)),
         "variants": made(partial(new_problem, worked), wanted[alone:]),
         "equations": made(partial(new_problem, equation_alone), wanted[:alone]),
         "drills": made(new_drill, drilled),
@@ -79,16 +83,21 @@ def main(argv=None):
     parser.add_argument("--variants", type=int, default=4, help="of each word problem, at most")
     parser.add_argument("--equations", type=float, default=0.5, help="share of variants without calculations")
     parser.add_argument("--drills", type=int, default=40_000, help="single calculations")
+    parser.add_argument(
+        "--words", type=float, default=1, help="share of the conversations without an equation"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the random draws")
     args = parser.parse_args(argv)
-    if min(args.variants, args.drills) < 0 or not 0 <= args.equations <= 1:
+    shares = (args.equations, args.words)
+    if min(args.variants, args.drills, *shares) < 0 or max(shares) > 1:
         found = f"found --variants {args.variants} --drills {args.drills} --equations {args.equations}"
-        raise UserError(f"{found}, expected at least 0 of each, and a share of at most 1")
+        raise UserError(f"{found} --words {args.words}, expected at least 0 of each, and shares of at most 1")
     given = list(read_conversations(Path(args.data_path)))
     if not any(map(read_problem, given)):
         found = "expected worked word problems, found none: run tools/worked_r1.py first"
         raise UserError(f"{args.data_path}: {found}")
-    conversations, counts = more_problems(given, args.variants, args.drills, args.seed, args.equations)
+    amounts = (args.variants, args.drills, args.seed, args.equations, args.words)
+    conversations, counts = more_problems(given, *amounts)
     Path(args.out).parent.mkdir(parents=True, exist_ok=True)
     write_conversations(Path(args.out), conversations)
     parts = ", ".join(f"{count} {name}" for name, count in counts.items())

@@ -27,13 +27,14 @@ def variant(problem: Problem, rng: random.Random) -> Problem | None:
     if not exchanged:
         return None
     kinds = result_kinds([*spell_chain(problem.equation)[0], problem.answer])
+    is_like = lambda index, step: result_kinds([step]) == [kinds[index]]
     for _ in range(TRIES):
         new = {number: like(number, rng) for number in exchanged}
         equation = with_numbers(problem.equation, new)
         try:
-            steps, result = spell_chain(equation)
+            steps, result = spell_chain(equation, is_like)
             answer = stated_like(result, problem.answer)
-            is_alike = result_kinds([*steps, answer]) == kinds and value(result) > 0
+            is_alike = is_like(-1, answer) and value(result) > 0
             steps += restate(result, answer)
         except CannotSpell:
             continue
