@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import optimizer
 from Config import LLMConfig
 from dataset import PackedRows, open_tokens
 from infra.metrics import read_metrics
@@ -56,14 +57,15 @@ def test_baseline_takes_the_steps_of_the_trainer(cache, tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        "AdamW alone, 2e-3, embedding rate x 4",
+        "AdamW alone, 2e-3",
         "Polar Express, 3 iterations",
         "momentum 0.9",
         "linear to 0",
         "no warm-up",
         "rows of 128, then 512",
         "batch 4 rows, then 8, then 16",
-        "half of the texts in pieces of 128",
+        "pieces of 256",
+        "dropout 0.1",
     ],
 )
 def test_change_learns_something_else_than_the_baseline(name, cache):
@@ -74,7 +76,7 @@ def test_change_learns_something_else_than_the_baseline(name, cache):
 
 
 def test_optimizers_and_dropped_updates_outlast_a_switch_of_the_rows(cache):
-    switching = Change(cuts=lambda progress: (512,) if progress < 1 / 2 else (256,))
+    switching = Change(longest=lambda progress: 512 if progress < 1 / 2 else 256)
     config = replace(RECIPE, device="cpu", compile=False)
     run, _ = train_changed(switching, small_model(), cache, config, positions=4 * 8 * 512)
     assert int(run.optimizers[1].state[run.model.model.norm.weight]["step"]) == 4
@@ -87,13 +89,50 @@ def test_schedule_takes_over_where_the_warm_up_ends():
     assert found == pytest.approx([0.5, 2.0, 2.0, 1.0, 0.0])
 
 
-def test_texts_are_cut_in_turn_and_lose_nothing(cache):
-    rows = CutRows(cache, 512, 1, (128, 256))
-    whole = PackedRows(cache, np.arange(len(cache)), 512)
-    starts, ends = cache.spans(np.arange(len(cache)))
-    of_text = np.searchsorted(starts, rows.starts, side="right") - 1
-    longest = [rows.lengths[of_text % 2 == turn].max() for turn in (0, 1)]
-    assert rows.useful == whole.useful and longest == [128, min(256, (ends - starts - 1)[1::2].max())]
+def test_texts_are_cut_and_lose_nothing(cache):
+    rows, whole = CutRows(cache, 512, 1, 128), PackedRows(cache, np.arange(len(cache)), 512)
+    assert rows.useful == whole.useful and rows.lengths.max() == 128 < whole.lengths.max()
+
+
+def updates(change, cache, monkeypatch, steps=4):
+    """Of each update its decays and the first weights after it; and the model in the end."""
+    model, seen = small_model(), []
+
+    def update(optimizers, lr, is_sound):
+        optimizer.update(optimizers, lr, is_sound)
+        decays = sorted(group["weight_decay"] for each in optimizers for group in each.param_groups)
+        seen.append((decays, model.lm_head.weight.detach().clone()))
+
+    monkeypatch.setattr(speedrun, "update", update)
+    config = replace(RECIPE, device="cpu", compile=False, **change.config)
+    train_changed(change, model, cache, config, positions=steps * 8 * 512)
+    return seen, model
+
+
+def test_decay_falls_with_progress_and_not_where_there_is_none(cache, monkeypatch):
+    seen, _ = updates(CHANGES["decay 0.4, to 0"], cache, monkeypatch)
+    assert [decays for decays, _ in seen] == [pytest.approx([0, x, x]) for x in (0.4, 0.3, 0.2, 0.1)]
+
+
+def test_the_mean_of_the_last_weights_is_graded(cache, monkeypatch):
+    seen, model = updates(Change(averaged=0.5), cache, monkeypatch)
+    expected = (seen[2][1] + seen[3][1]) / 2
+    torch.testing.assert_close(model.lm_head.weight.detach(), expected)
+    assert not torch.equal(expected, seen[3][1])
+
+
+def test_texts_are_packed_anew_in_each_pass(cache, monkeypatch):
+    seeds = []
+    monkeypatch.setattr(speedrun, "CutRows", lambda *args: seeds.append(args[2]) or CutRows(*args))
+    steps = 2 * len(cache.ids) // (8 * 512) + 2
+    updates(CHANGES["packed anew"], cache, monkeypatch, steps)
+    assert seeds == [RECIPE.seed, RECIPE.seed + 1, RECIPE.seed + 2]
+
+
+def test_dropout_ends_with_training(cache, monkeypatch):
+    _, model = updates(CHANGES["dropout 0.2"], cache, monkeypatch, steps=1)
+    ids = torch.arange(7, 20)[None]
+    assert torch.equal(model(ids), model(ids)) and not torch.equal(model(ids), model.train()(ids))
 
 
 @pytest.mark.parametrize(
@@ -170,5 +209,5 @@ def test_documented_changes_can_be_run_or_are_said_to_be_in_the_history():
     told = (ROOT / "docs/speedrun.md").read_text(encoding="utf-8")
     history = next(line for line in told.splitlines() if "in the history" in line)
     lines = [json.loads(line) for path in PATHS for line in path.read_text().splitlines()]
-    assert all(change in CHANGES or change in history for change in {line["change"] for line in lines})
-    assert not any(change in history for change in CHANGES)
+    assert all(change in CHANGES or f'"{change}"' in history for change in {line["change"] for line in lines})
+    assert not any(f'"{change}"' in history for change in CHANGES)

@@ -16,25 +16,10 @@ TRAINING_HEAD = "stage | steps | useful tokens | minutes | tokens/s | MFU"
 TRAINING_HEAD += " | loss | val_loss | val_ppl | bits per byte"
 TRAINING_ROW = "{name} | {step} | {millions:.1f}M | {minutes:.1f} | {tokens_per_second:,.0f} | {mfu}"
 TRAINING_ROW += " | {loss:.3f} | {val_loss:.3f} | {val_ppl:.2f} | {val_bpb:.3f}"
-LADDER = (
-    "SFT_512",
-    "SFT_1024",
-    "equations",
-    "plain",
-    "worked",
-    "rejection",
-    "GRPO",
-)  # rungs, the lowest first
+LADDER = ("SFT_512", "SFT_1024", "equations", "plain", "worked", "rejection", "GRPO")  # the lowest rung first
 GRADES_HEAD = "model | right, of held-out Chinese word problems | 95% interval | won and lost against"
-GRADES_HEAD += (
-    " | equation right | calculations right | tokens a reply | well formed | loss of ordinary replies"
-)
-CHARTS = {
-    "pretrain": "charts_pretrain",
-    "SFT": "charts_SFT",
-    "distill": "charts_Distill",
-    "GRPO": "charts_GRPO",
-}
+GRADES_HEAD += " | equation right | calculations right"
+GRADES_HEAD += " | tokens a reply | well formed | loss of ordinary replies"
 MOST_SHOWN = 300  # characters of a reply in experiments.md; report.json has all
 
 
@@ -171,8 +156,9 @@ def publish(folder: Path, parts: dict, chosen: list) -> None:
         lines = map(without_texts, read_metrics(folder / stage.name / "metrics.jsonl"))
         numbers = "".join(json.dumps(line) + "\n" for line in lines)
         write_text(folder / f"results/metrics/{stage.name}.jsonl", numbers)
+        recipe = "Distill" if stage.recipe == "distill" else stage.recipe
         for chart in (folder / stage.name / "charts").glob("*.png"):
-            kept[chart] = f"{CHARTS[stage.recipe]}/{chart.stem.removesuffix(stage.recipe)}{stage.name}.png"
+            kept[chart] = f"charts_{recipe}/{chart.stem.removesuffix(stage.recipe)}{stage.name}.png"
     for path, name in kept.items():
         if path.is_file():
             (folder / "results" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from torch.nn.functional import dropout
+from torch.optim.swa_utils import AveragedModel
 
 import trainer
 from Config import DTYPES, PRESETS, LLMConfig, TrainConfig
@@ -56,12 +58,16 @@ class Change:
     optimizers: Callable = lambda ours, config: ours  # our optimizers, TrainConfig -> [optimizer, ...]
     schedule: Callable | None = None  # progress since warm-up -> part of the peak learning rate
     shape: Callable | None = None  # progress -> (tokens in a row, rows in a batch), at equal positions
-    cuts: Callable | None = None  # progress -> the longest segments of texts, each for a part of the texts
+    longest: Callable | None = None  # progress -> the longest segment of a text
+    decay: Callable = lambda progress: 1.0  # part of the weight decay
+    averaged: float = 0.0  # the last part of the steps: the mean of their weights is graded
+    dropout: float = 0.0  # of what each attention and each MLP adds
+    packs_anew: bool = False  # the texts of each pass
 
 
-def adamw_alone(optimizers, config, embedding_rate=1.0):
+def adamw_alone(optimizers, config):
     (matrices,), (embedding, gains) = (optimizer.param_groups for optimizer in optimizers)
-    groups = [matrices, embedding | {"lr_scale": embedding_rate}, gains]  # each brings its own decay
+    groups = [matrices, embedding | {"lr_scale": 1.0}, gains]  # each brings its own decay
     return [torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)]
 
 
@@ -79,17 +85,12 @@ def iterations(coefficients):
 
 
 ADAMW_RATES = ("1e-3", "2e-3", "4e-3", "8e-3")
-adamw_x4 = partial(adamw_alone, embedding_rate=4.0)
 CHANGES = {
     "baseline": Change(),
     **{f"learning rate {x}": Change({"learning_rate": float(x)}) for x in ("2e-3", "4e-3", "1.6e-2")},
     **{f"AdamW alone, {x}": Change({"learning_rate": float(x)}, adamw_alone) for x in ADAMW_RATES},
-    "AdamW alone, 1e-3, embedding rate x 4": Change({"learning_rate": 1e-3}, adamw_x4),
-    "AdamW alone, 2e-3, embedding rate x 4": Change({"learning_rate": 2e-3}, adamw_x4),
     **{f"embedding rate x {x}": Change({"embedding_rate": float(x)}) for x in (1, 2, 8)},
     "learning rate 4e-3, embedding rate x 8": Change({"learning_rate": 4e-3, "embedding_rate": 8.0}),
-    "learning rate 1.6e-2, embedding rate x 1": Change({"learning_rate": 1.6e-2, "embedding_rate": 1.0}),
-    "linear to 0, embedding rate x 1": Change({"embedding_rate": 1.0}, schedule=lambda p: 1 - p),
     "no decay": Change({"weight_decay": 0.0}),
     **{f"decay {x}": Change({"weight_decay": x}) for x in (0.03, 0.3)},
     **{f"momentum {x}": Change(optimizers=partial(other_muon, momentum=x)) for x in (0.9, 0.98)},
@@ -98,28 +99,30 @@ CHANGES = {
     "cosine to 0": Change({"min_lr_ratio": 0.0}),
     "linear to 0": Change(schedule=lambda p: 1 - p),
     "constant, last 40% linear to 0": Change(schedule=lambda p: min(1.0, (1 - p) / 0.4)),  # arXiv:2404.06395
+    "constant, last 60% linear to 0": Change(schedule=lambda p: min(1.0, (1 - p) / 0.6)),
     "no warm-up": Change({"warmup_steps": 0}),
+    **{f"decay {x}, to 0": Change({"weight_decay": x}, decay=lambda p: 1 - p) for x in (0.2, 0.4, 0.8)},
+    "mean of the last 20%": Change(averaged=0.2),
+    **{f"dropout {x}": Change(dropout=x) for x in (0.1, 0.2)},
+    "packed anew": Change(packs_anew=True),
     "twice the batch": Change({"batch_size": 16}),
-    "twice the batch, rows of 128, then 512": Change(shape=lambda p: (128, 64) if p < 1 / 2 else (512, 16)),
     "batch 4 rows, then 8, then 16": Change(shape=lambda p: (512, 4 * 2 ** ((p >= 1 / 4) + (p >= 2 / 3)))),
     "rows of 128, then 512": Change(shape=lambda p: (128, 32) if p < 1 / 2 else (512, 8)),
-    "pieces of 128, then 512": Change(cuts=lambda p: (128,) if p < 1 / 2 else (512,)),
-    "pieces of 256": Change(cuts=lambda p: (256,)),
-    "half of the texts in pieces of 128": Change(cuts=lambda p: (128, 512)),
+    "pieces of 128, then 512": Change(longest=lambda p: 128 if p < 1 / 2 else 512),
+    "pieces of 256": Change(longest=lambda p: 256),
 }
 
 
 class CutRows(PackedRows):
-    """Rows of all texts, cut in turn into segments of cuts[0] tokens, of cuts[1] and so on."""
+    """Rows of all texts, cut into segments of at most `longest` tokens."""
 
-    def __init__(self, cache, row_length, seed, cuts):
-        self.cuts = cuts
+    def __init__(self, cache, row_length, seed, longest):
+        self.longest = longest
         super().__init__(cache, np.arange(len(cache)), row_length, seed)
 
     def segments(self, documents):
-        spans = [self.cache.spans(documents[turn :: len(self.cuts)]) for turn in range(len(self.cuts))]
-        found = [cut(starts, ends - starts - 1, longest) for (starts, ends), longest in zip(spans, self.cuts)]
-        return tuple(np.concatenate(arrays) for arrays in zip(*found))
+        starts, ends = self.cache.spans(documents)
+        return cut(starts, ends - starts - 1, self.longest)
 
 
 def train_changed(change, model, cache, config, positions) -> tuple[trainer.Run, list[float]]:
@@ -127,13 +130,18 @@ def train_changed(change, model, cache, config, positions) -> tuple[trainer.Run,
     process = Process(0, 1, pick_device(config.device))
     per_step = config.batch_size * config.max_seq_len  # the schedule counts steps of this size
     run, form, seen, losses = None, None, 0, []
+    mean = AveragedModel(model)
+    for block in model.model.layers if change.dropout else []:
+        for part in (block.self_attn, block.mlp):
+            part.register_forward_hook(lambda it, _, out: dropout(out, change.dropout, it.training))
     while seen < positions:
         progress = seen / positions
         length, size = change.shape(progress) if change.shape else (config.max_seq_len, config.batch_size)
-        cuts = change.cuts(progress) if change.cuts else (length,)
-        if (length, size, cuts) != form:
-            form = length, size, cuts
-            rows = CutRows(cache, length, config.seed, cuts)
+        longest = change.longest(progress) if change.longest else length
+        passed = int(seen / len(cache.ids)) if change.packs_anew else 0
+        if (length, size, longest, passed) != form:
+            form = length, size, longest, passed
+            rows = CutRows(cache, length, config.seed + passed, longest)
             shaped = replace(config, max_seq_len=length, batch_size=size)
             fresh = trainer.prepare(model, rows, shaped, process.device)
             run = run or replace(fresh, optimizers=change.optimizers(fresh.optimizers, config))
@@ -149,10 +157,17 @@ def train_changed(change, model, cache, config, positions) -> tuple[trainer.Run,
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
         seen = min(seen + size * length, positions)
         lr = learning_rate(change, seen / per_step, positions / per_step, config)
+        for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
+            group["weight_decay"] = bool(group["weight_decay"]) * config.weight_decay * change.decay(progress)
         update(run.optimizers, lr, is_sound=run.watch.accepts(loss.detach(), grad_norm))
         run.precision.scaler.update()
         model.zero_grad(set_to_none=True)
         losses.append(loss.detach())
+        if seen > (1 - change.averaged) * positions:
+            mean.update_parameters(model)
+    if change.averaged:
+        model.load_state_dict(mean.module.state_dict())
+    model.eval()
     return run, [float(loss) for loss in losses]
 
 
