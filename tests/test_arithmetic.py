@@ -209,7 +209,9 @@ def test_a_wrong_step_is_found():
 
 def test_a_tried_digit_is_judged_by_the_last_one_and_each_verdict_alone():
     tried = "78÷26试4,26×4~62424,20810=104,78-104~844,707,019借大,试3,26×3~61818,20607=78,78-78=0"
-    assert [is_true for _, is_true in claims(tried)] == [True] * 5
+    assert [is_true for _, is_true in claims(tried)] == [True] * 6
+    for wrong in ("78-104~844,707,018借", "78-103~844,707,019借", "104-78~485借927借000"):
+        assert (f"{wrong}大", False) in claims(tried.replace("78-104~844,707,019借", wrong))
     called_small = claims(tried.replace("大", "小"))
     assert ("78÷26试4小", False) in called_small and sum(not is_true for _, is_true in called_small) == 1
     assert claims("52÷13试4大,试5,65") == [("52÷13试4大,试5", False), ("52÷13试4大", False)]

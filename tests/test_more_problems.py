@@ -13,7 +13,7 @@ from infra.scoring import is_right, is_well_formed
 from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
-from tools.more_problems import main
+from tools.more_problems import main, more_problems
 from tools.other_numbers import result_kinds
 from tools.problems import Problem, equation_alone, read_problem, worked
 from tools.variants import drill, exchangeable, variant
@@ -153,3 +153,11 @@ def test_a_problem_is_read_back_from_its_worked_conversation():
 def test_numbers_below_zero_are_no_variant():
     with pytest.raises(CannotSpell):
         spell_chain("3-5-1")
+
+
+def test_a_share_of_the_conversations_in_words_is_kept():
+    talk = [
+        [{"role": "user", "content": f"你好{i}"}, {"role": "assistant", "content": "好"}] for i in range(8)
+    ]
+    kept, counts = more_problems(talk, variants=0, drills=0, seed=0, words=0.25)
+    assert counts["in words"] == len(kept) == 2 and all(turns in talk for turns in kept)

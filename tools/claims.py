@@ -15,6 +15,7 @@ OPERATION = re.compile(rf"({NUMBER})([+\-×÷])({NUMBER})")
 OF_INTEGERS = re.compile(r"(\d+)([-+]|×(?=\d$))(\d+)")  # a product by one digit alone
 REJECTED = r"试(\d+)[^试÷\n]*([大小])"  # a digit that is tried and found too large or too small
 REJECTIONS = re.compile(rf"(\d+)÷(\d+)((?:{REJECTED},)+)")
+TOO_LARGE = re.compile(r"(\d+)-(\d+)~([\d,借]+)大")
 DIGIT = re.compile(rf"(\d+)÷(\d+)(?:{REJECTED},)*[商试](?P<digit>\d+)(?:余(?P<rest>\d+))?")
 REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
 REWRITTEN = re.compile(rf"(?<![\dA-Za-z./%)=~约^+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
@@ -39,6 +40,9 @@ def claims(text: str) -> list[tuple[str, bool]]:
         a, b, digit = int(match[1]), int(match[2]), int(match["digit"])
         remainder = a - b * digit
         found.append((match[0], 0 <= remainder < b and match["rest"] in (None, str(remainder))))
+    for match in TOO_LARGE.finditer(text):
+        a, b = int(match[1]), int(match[2])
+        found.append((match[0], a < b and match[3] == columns(a, "-", b)))
     for match in REJECTIONS.finditer(text):
         a, b = int(match[1]), int(match[2])
         for digit, verdict in re.findall(REJECTED, match[3]):
