@@ -62,7 +62,5 @@ def table(head: list[str], rows: list[list], css: str = "") -> str:
 
 def charts(pictures: list[tuple[str, str]]) -> str:
     """(SVG, caption) of each picture, in two columns where there is room."""
-    figures = "".join(
-        f"<figure>{svg}{element('figcaption', caption)}</figure>\n" for svg, caption in pictures
-    )
+    figures = "".join(f"<figure>{svg}{element('figcaption', told)}</figure>\n" for svg, told in pictures)
     return f'<div class="charts">{figures}</div>\n'

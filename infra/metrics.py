@@ -43,9 +43,7 @@ class Log:
         if self.process.rank > 0:
             return
         files = (self.path, *(self.path.with_name(name) for name in (STATE, "report.html")))
-        copies = (
-            [file.with_stem(f"{file.stem}.before{number or ''}") for file in files] for number in count()
-        )
+        copies = ([file.with_stem(f"{file.stem}.before{n or ''}") for file in files] for n in count())
         free = next(pair for pair in copies if not any(copy.exists() for copy in pair))
         for file, copy in zip(files, free):
             if file.is_file():

@@ -117,11 +117,16 @@ def r1_problems(count):
 def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tmp_path):
     problems, data = list(r1_problems(200)), tmp_path / "data"
     data.mkdir()
-    write_jsonl(data / "r1_1024.jsonl", [{"conversations": turns} for turns in problems])
+    why = [question for word in "天海草雪" if use_of(question := f"{word}为什么是这个颜色？") == "worked"]
+    in_words = [
+        conversation(question, "<think>\n看光。\n</think>\n<answer>\n光\n</answer>") for question in why
+    ]
+    write_jsonl(data / "r1_1024.jsonl", [{"conversations": turns} for turns in problems + in_words])
     write_jsonl(data / "r1_val.jsonl", [{"conversations": turns} for turns in problems[:3]])
     talk = [{"conversations": conversation(f"你好{number}", "你好！")} for number in range(2000)]
     write_jsonl(data / "sft_512.jsonl", talk)
-    found = reason(FullRunConfig(out_dir=tmp_path, variants=2, equations=0.5, drills=30, conversations=0.25))
+    shares = {"equations": 0.5, "words": 0.5, "conversations": 0.25}
+    found = reason(FullRunConfig(out_dir=tmp_path, variants=2, drills=30, **shares))
 
     def asked(name):
         return [turns[0]["content"] for turns in read_conversations(data / f"{name}.jsonl")]
@@ -133,7 +138,7 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
     trained = len(problems) - len(held_out) - len(rewarded)
     assert found["worked"] == {
         "as they are": trained,
-        "in words": 0,
+        "in words": len(why) // 2,
         "variants": trained,
         "equations": trained,
         "drills": 30,

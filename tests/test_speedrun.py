@@ -15,7 +15,8 @@ from infra.metrics import read_metrics
 from model import WeakWater
 from optimizer import NEWTON_SCHULZ, orthogonalize
 from tools import speedrun
-from tools.speedrun import CHANGES, RECIPE, Change, CutRows, table, train_changed
+from tools.speedrun import RECIPE, CutRows, table, train_changed
+from tools.speedrun_changes import CHANGES, POLAR_EXPRESS, Change
 from trainer import train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,8 +61,8 @@ def test_baseline_takes_the_steps_of_the_trainer(cache, tmp_path):
         "AdamW alone, 2e-3",
         "Polar Express, 3 iterations",
         "momentum 0.9",
-        "linear to 0",
-        "no warm-up",
+        "cosine to 0",
+        "constant, last 60% linear to 0",
         "rows of 128, then 512",
         "batch 4 rows, then 8, then 16",
         "pieces of 256",
@@ -135,9 +136,7 @@ def test_dropout_ends_with_training(cache, monkeypatch):
     assert torch.equal(model(ids), model(ids)) and not torch.equal(model(ids), model.train()(ids))
 
 
-@pytest.mark.parametrize(
-    "coefficients, largest_error", [(NEWTON_SCHULZ, 0.35), (speedrun.POLAR_EXPRESS, 0.2)]
-)
+@pytest.mark.parametrize("coefficients, largest_error", [(NEWTON_SCHULZ, 0.35), (POLAR_EXPRESS, 0.2)])
 @pytest.mark.parametrize("shape", [(2, 24, 40), (2, 40, 24)])
 def test_orthogonalized_matrices_have_singular_values_near_one(coefficients, largest_error, shape):
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))

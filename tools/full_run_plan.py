@@ -28,9 +28,7 @@ class FullRunConfig(Flags):
     minutes: float = flag(0, "for all up to GRPO, about (default: as many as the tokens take)", least=0)
     pretrain_tokens: float = flag(0, "positions, at most (default: 350e6, or what --minutes allow)", least=0)
     sft_tokens: float = flag(0, "the same, in each of two phases (default: 40e6 and 20e6)", least=0)
-    distill_tokens: float = flag(
-        0, "the same, in each distillation (default: 40e6, of own replies 5e6)", least=0
-    )
+    distill_tokens: float = flag(0, "the same, in a distillation (default: 40e6, own replies 5e6)", least=0)
     grpo_tokens: float = flag(0, "the same, in rewarded rows (default: 3e6)", least=0)
     variants: int = flag(3, "of each word problem, its numbers exchanged", least=0)
     equations: float = flag(0.5, "of the variants, without their calculations", least=0, most=1)
