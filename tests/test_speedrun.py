@@ -123,11 +123,17 @@ def test_the_mean_of_the_last_weights_is_graded(cache, monkeypatch):
 
 
 def test_texts_are_packed_anew_in_each_pass(cache, monkeypatch):
-    seeds = []
-    monkeypatch.setattr(speedrun, "CutRows", lambda *args: seeds.append(args[2]) or CutRows(*args))
-    steps = 2 * len(cache.ids) // (8 * 512) + 2
-    updates(CHANGES["packed anew"], cache, monkeypatch, steps)
-    assert seeds == [RECIPE.seed, RECIPE.seed + 1, RECIPE.seed + 2]
+    packed, read = [], []
+    kept = lambda *args: packed.append(CutRows(*args)) or packed[-1]
+    monkeypatch.setattr(speedrun, "CutRows", kept)
+    monkeypatch.setattr(
+        CutRows, "__getitem__", lambda rows, n: read.append(n) or PackedRows.__getitem__(rows, n)
+    )
+    steps = -(-len(CutRows(cache, 512, 1, 512)) // 8)  # of a pass
+    updates(CHANGES["packed anew"], cache, monkeypatch, steps + 1)
+    first, second = packed
+    assert sorted(read[: len(first)]) == list(range(len(first)))  # each row of the first, then of the second
+    assert len(read) == len(first) + 8 and first.fingerprint != second.fingerprint
 
 
 def test_dropout_ends_with_training(cache, monkeypatch):

@@ -58,7 +58,7 @@ def train_changed(change, model, cache, config, positions) -> tuple[trainer.Run,
     """(the run, the loss of each step) of the trainer's loop on one process, with places for a change."""
     process = Process(0, 1, pick_device(config.device))
     per_step = config.batch_size * config.max_seq_len  # the schedule counts steps of this size
-    run, form, seen, losses = None, None, 0, []
+    run, form, seen, losses, begun = None, None, 0, [], 0  # begun: the steps before this pass
     mean = AveragedModel(model)
     for block in model.model.layers if change.dropout else []:
         for part in (block.self_attn, block.mlp):
@@ -67,16 +67,17 @@ def train_changed(change, model, cache, config, positions) -> tuple[trainer.Run,
         progress = seen / positions
         length, size = change.shape(progress) if change.shape else (config.max_seq_len, config.batch_size)
         longest = change.longest(progress) if change.longest else length
-        passed = int(seen / len(cache.ids)) if change.packs_anew else 0
-        if (length, size, longest, passed) != form:
-            form = length, size, longest, passed
-            rows = CutRows(cache, length, config.seed + passed, longest)
+        if (length, size, longest) != form:
+            form = length, size, longest
+            rows = CutRows(cache, length, config.seed + begun, longest)
             shaped = replace(config, max_seq_len=length, batch_size=size)
             fresh = trainer.prepare(model, rows, shaped, process.device)
             run = run or replace(fresh, optimizers=change.optimizers(fresh.optimizers, config))
             run.forward, run.mask = fresh.forward, fresh.mask
-            batches = iter(trainer.load_batches(rows, shaped, process, first_step=len(losses) + 1))
-        batch = next(batches)
+            batches = iter(trainer.load_batches(rows, shaped, process, first_step=len(losses) - begun + 1))
+        if (batch := next(batches, None)) is None:  # after config.epochs, from which it begins anew
+            begun, form = len(losses), None
+            continue
         weight, _ = trainer.step_totals([batch])
         with run.precision.autocast:
             loss = trainer.summed_loss(run.forward, batch.to(process.device), run.mask) / weight

@@ -29,7 +29,6 @@ class Change:
     decay: Callable = lambda progress: 1.0  # part of the weight decay
     averaged: float = 0.0  # the last part of the steps: the mean of their weights is graded
     dropout: float = 0.0  # of what each attention and each MLP adds
-    packs_anew: bool = False  # the texts of each pass
 
 
 def adamw_alone(optimizers, config):
@@ -68,7 +67,7 @@ CHANGES = {
     **{f"decay {x}, to 0": Change({"weight_decay": x}, decay=lambda p: 1 - p) for x in (0.2, 0.4, 0.8)},
     "mean of the last 20%": Change(averaged=0.2),
     **{f"dropout {x}": Change(dropout=x) for x in (0.1, 0.2)},
-    "packed anew": Change(packs_anew=True),
+    "packed anew": Change({"epochs": 1}),  # after each pass
     "twice the batch": Change({"batch_size": 16}),
     "batch 4 rows, then 8, then 16": Change(shape=lambda p: (512, 4 * 2 ** ((p >= 1 / 4) + (p >= 2 / 3)))),
     "rows of 128, then 512": Change(shape=lambda p: (128, 32) if p < 1 / 2 else (512, 8)),
