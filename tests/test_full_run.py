@@ -125,7 +125,7 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
     write_jsonl(data / "r1_val.jsonl", [{"conversations": turns} for turns in problems[:3]])
     talk = [{"conversations": conversation(f"你好{number}", "你好！")} for number in range(2000)]
     write_jsonl(data / "sft_512.jsonl", talk)
-    shares = {"equations": 0.5, "words": 0.5, "conversations": 0.25}
+    shares = {"equations": 0.5, "reversed": 0.5, "words": 0.5, "conversations": 0.25}
     found = reason(FullRunConfig(out_dir=tmp_path, variants=2, drills=30, **shares))
 
     def asked(name):
@@ -140,7 +140,8 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
         "as they are": trained,
         "in words": len(why) // 2,
         "variants": trained,
-        "equations": trained,
+        "equations": trained / 2,
+        "reversed": trained / 2,
         "drills": 30,
     }
     assert found["calculations"] == {"spelled": trained}
@@ -175,6 +176,7 @@ def test_time_that_is_left_is_shared_by_what_is_left_to_do():
     assert time_for(STAGES[0], 0.0, 60) == pytest.approx(3600 * 0.17 / (1 + 6 * GRADING))
     assert time_for(STAGES[4], 600.0, 60) == pytest.approx(3000 * 0.04 / (0.15 + 2 * GRADING))
     assert time_for(STAGES[5], 9999.0, 60) == 0
+    assert time_for(STAGES[3], 600.0, 60, "worked") == pytest.approx(3000 * 0.55 / (0.55 + GRADING))
 
 
 def with_script(stage, main):

@@ -94,6 +94,7 @@ def test_the_project_does_not_grow():
         "worked_r1",
         "problems",
         "variants",
+        "reversed_problems",
         "more_problems",
         "other_numbers",
         "own_replies",

@@ -102,18 +102,19 @@ def test_the_file_holds_all_and_is_the_same_for_the_same_seed(tmp_path, capsys):
     for seed in (0, 0, 1):
         out = tmp_path / f"more{seed}.jsonl"
         flags = f"--data_path {tmp_path / 'worked.jsonl'} --out {out} --variants 3 --drills 20 --seed {seed}"
-        main([*flags.split(), "--equations", "0.4"])
+        main([*flags.split(), "--equations", "0.8", "--reversed", "0.4"])
         texts.append(out.read_text(encoding="utf-8"))
     assert texts[0] == texts[1] != texts[2]
     assert (
-        "41 conversations: 5 as they are, 1 in words, 9 variants, 6 equations, 20 drills"
+        "41 conversations: 5 as they are, 1 in words, 3 variants, 7 equations, 5 reversed, 20 drills"
         in capsys.readouterr().out
     )
     lines = texts[0].splitlines()
     assert set((tmp_path / "worked.jsonl").read_text(encoding="utf-8").splitlines()) <= set(lines)
     assert len(lines) == 41
     alone = [turns for turns in read_conversations(out) if turns[0]["content"].endswith("只列式，不计算。")]
-    assert len({re.sub(r"[\d./%()]", "", turns[0]["content"]) for turns in alone}) == len(PROBLEMS)  # of each
+    wordings = {re.sub(r"[\d./%()]", "", turns[0]["content"]) for turns in alone}
+    assert len(wordings) == 2 * len(PROBLEMS)  # of each, and of each reversed
     assert all(value(spell_chain(turns[1]["content"])[1]) > 0 for turns in alone)
     main([*flags.split(), "--words", "0"])
     assert "40 conversations: 5 as they are, 0 in words" in capsys.readouterr().out
@@ -128,7 +129,7 @@ def test_an_equation_alone_is_the_problem_s_without_a_thought():
 
 
 @pytest.mark.parametrize(
-    "flags", ["--variants -1", "--drills -1", "--equations -0.1", "--equations 1.1", "--words 2"]
+    "flags", ["--variants -1", "--drills -1", "--equations -0.1", "--reversed 3", "--words 2"]
 )
 def test_amounts_out_of_bounds_are_refused(flags):
     with pytest.raises(UserError, match=f"{flags}.*expected at least 0 of each, and shares of at most 1"):

@@ -11,10 +11,10 @@ and r1_val; the word problems of r1_1024 that models are graded on are chosen by
 (tools/worked_r1.py).
 
 A stage trains on its budget of tokens or, with --minutes, on what fits into its share of the time left, which
-is for all up to GRPO; --last GRPO leaves out what is for comparison only. A failure after SFT is reported and
-the others go on. The same command continues a stopped run, also on another machine, or with other budgets for
-the stages to come: --last tokens prepares the data where there is no card. Results are written as they come:
-report.json, experiments.md, each stage's replies.jsonl; results/ has copies of all that is small.
+is for all up to GRPO, or to --last; --last GRPO leaves out what is for comparison only. A failure after SFT
+is reported and the others go on. The same command continues a stopped run, also on another machine, or with
+other budgets for the stages to come: --last tokens prepares the data where there is no card. Results are
+written as they come: report.json, experiments.md, each stage's replies.jsonl; results/ has all that is small.
 
 On a CPU, a small model:
 
@@ -132,8 +132,7 @@ def main(argv=None):
     failed = [name for name, part in report.parts.items() if isinstance(part, dict) and "failed" in part]
     report.forget(*failed)  # to be tried again
     command = shlex.join(["python", "tools/full_run.py", *(sys.argv[1:] if argv is None else argv)])
-    if command not in report.parts.setdefault("commands", []):
-        report.parts["commands"].append(command)
+    report.parts["commands"] = list(dict.fromkeys([*report.parts.get("commands", []), command]))
 
     def do(name, title, work):
         if report.do(name, title, work):

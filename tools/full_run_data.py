@@ -117,7 +117,7 @@ def reason(config) -> dict:
     """
     folder = config.out_dir / "data"
     found, counts = work_out(folder / "r1_1024.jsonl")
-    amounts = (config.variants, config.drills, config.seed, config.equations, config.words)
+    amounts = (config.variants, config.drills, config.seed, config.equations, config.reversed, config.words)
     worked, sizes = more_problems(found["worked"], *amounts)
     write_conversations(folder / "worked.jsonl", worked)
     write_conversations(folder / "equations.jsonl", map(without_steps, worked))

@@ -25,13 +25,14 @@ class FullRunConfig(Flags):
     out_dir: Path = flag(Path("out/full"), "where everything goes")
     preset: str = flag("30m", "the model's shape", choices=list(PRESETS))
     vocab_size: int = flag(6400, "entries of the tokenizer")
-    minutes: float = flag(0, "for all up to GRPO, about (default: as many as the tokens take)", least=0)
+    minutes: float = flag(0, "for all up to GRPO or --last (default: as many as the tokens take)", least=0)
     pretrain_tokens: float = flag(0, "positions, at most (default: 350e6, or what --minutes allow)", least=0)
     sft_tokens: float = flag(0, "the same, in each of two phases (default: 40e6 and 20e6)", least=0)
     distill_tokens: float = flag(0, "the same, in a distillation (default: 40e6, own replies 5e6)", least=0)
     grpo_tokens: float = flag(0, "the same, in rewarded rows (default: 3e6)", least=0)
     variants: int = flag(3, "of each word problem, its numbers exchanged", least=0)
     equations: float = flag(0.5, "of the variants, without their calculations", least=0, most=1)
+    reversed: float = flag(0.0, "of these, that ask for another of their numbers", least=0, most=1)
     drills: int = flag(40_000, "single calculations to train on", least=0)
     words: float = flag(1.0, "share of the R1 conversations without an equation", least=0, most=1)
     conversations: float = flag(0.5, "bytes of ordinary ones for each byte of reasoning", least=0)
@@ -51,9 +52,8 @@ class FullRunConfig(Flags):
         super().__post_init__()
         if world_size() > 1:
             raise UserError("found torchrun, expected one process: it alone copies and cuts the files")
-        names = ["tokens", *(stage.name for stage in STAGES)]
-        if self.last and self.last not in names:
-            raise UserError(f"--last {self.last!r} is unknown, expected one of {', '.join(names)}")
+        if self.last and self.last not in NAMES:
+            raise UserError(f"--last {self.last!r} is unknown, expected one of {', '.join(NAMES)}")
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,7 @@ STAGES = [
     Stage("equations", distill, "equations_mixed", 40e6, 0, "SFT_1024", "worked"),
     Stage("plain", distill, "plain_mixed", 40e6, 0, "SFT_1024", "worked"),
 ]
+NAMES = ["tokens", *(stage.name for stage in STAGES)]  # of what --last may be
 
 
 def flags_of(stage: Stage, config: FullRunConfig) -> dict:
@@ -134,7 +135,7 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
         measured["start_seconds"] = max(0.0, time.perf_counter() - start - found["validation_seconds"])
     if config.minutes:
         starting, validating = measured["start_seconds"], measured["validation_seconds"]
-        seconds = time_for(stage, parts["seconds"] + starting + validating, config.minutes)
+        seconds = time_for(stage, parts["seconds"] + starting + validating, config.minutes, config.last)
         seconds -= starting + config.validations * validating
         fitting = int(seconds / measured["step_seconds"])
         if fitting < 2:
@@ -146,8 +147,8 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
     return {"steps": steps, "flags": decided, **measured}
 
 
-def time_for(stage: Stage, spent: float, minutes: float) -> float:
+def time_for(stage: Stage, spent: float, minutes: float, last="") -> float:
     """Seconds for a stage: what is left of the minutes is divided by the shares of all that is left to do."""
-    left = STAGES[STAGES.index(stage) :]
+    left = STAGES[STAGES.index(stage) : NAMES.index(last) if last else None]
     shares = sum(other.share + GRADING for other in left if other.share)
     return max(0.0, minutes * 60 - spent) * stage.share / shares
