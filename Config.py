@@ -53,7 +53,7 @@ class LLMConfig:
 
 PRESETS = {  # sizes in the order of the fields; docs/training.md has the learning rates of the wider ones
     "tiny": LLMConfig(192, 512, 4, 3, 3, rope_theta=1e4),  # LLaMA's theta; 30m's was never compared
-    "5m": LLMConfig(256, 704, 4, 4, 4, rope_theta=1e4),
+    "5m": LLMConfig(192, 544, 8, 6, 6, rope_theta=1e4),
     "30m": LLMConfig(),  # 28,975,616 parameters
     "60m": LLMConfig(640, 1792, 12, 10, 5),  # 60,145,280
     "100m": LLMConfig(768, 1920, 16, 12, 4),  # 100,885,248
