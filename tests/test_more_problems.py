@@ -13,7 +13,7 @@ from infra.scoring import is_right, is_well_formed
 from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
-from tools.more_problems import main, more_problems
+from tools.more_problems import MoreConfig, main, more_problems
 from tools.other_numbers import result_kinds
 from tools.problems import Problem, equation_alone, read_problem, worked
 from tools.variants import drill, exchangeable, variant
@@ -65,6 +65,13 @@ def test_a_number_of_the_question_that_may_be_a_formula_s_stays():
     assert exchangeable(square) == [] and variant(square, random.Random(0)) is None
     more = Problem("小红有36张，小明比她多25%，小明有几张？", "36×25%+36", "45")
     assert exchangeable(more) == ["25%", "36"]  # no formula has a 36
+
+
+def test_a_number_within_a_fraction_of_the_equation_stays():
+    each = Problem(
+        "180千米行了4小时，每小时比另一辆车多9千米，另一辆行180千米要几小时？", "180÷(180/4-9)", "5"
+    )
+    assert exchangeable(each) == ["9"]
 
 
 def test_variants_differ_and_a_problem_without_numbers_has_none():
@@ -129,10 +136,14 @@ def test_an_equation_alone_is_the_problem_s_without_a_thought():
 
 
 @pytest.mark.parametrize(
-    "flags", ["--variants -1", "--drills -1", "--equations -0.1", "--reversed 3", "--words 2"]
-)
-def test_amounts_out_of_bounds_are_refused(flags):
-    with pytest.raises(UserError, match=f"{flags}.*expected at least 0 of each, and shares of at most 1"):
+    "flags, bound",
+    [
+        ("--variants -1", "least 0"), ("--drills -1", "least 0"), ("--equations -0.1", "least 0"),
+        ("--reversed 3", "most 1"), ("--words 2", "most 1"),
+    ],
+)  # fmt: skip
+def test_amounts_out_of_bounds_are_refused(flags, bound):
+    with pytest.raises(UserError, match=f"{flags.split()[0]} .* must be at {bound}"):
         main(flags.split())
 
 
@@ -160,5 +171,5 @@ def test_a_share_of_the_conversations_in_words_is_kept():
     talk = [
         [{"role": "user", "content": f"你好{i}"}, {"role": "assistant", "content": "好"}] for i in range(8)
     ]
-    kept, counts = more_problems(talk, variants=0, drills=0, seed=0, words=0.25)
+    kept, counts = more_problems(talk, MoreConfig(variants=0, drills=0, words=0.25))
     assert counts["in words"] == len(kept) == 2 and all(turns in talk for turns in kept)

@@ -17,7 +17,7 @@ from infra.questions import read_conversations
 from infra.scoring import final_answer, number_value
 from infra.text_sample import sample_lines, texts_of
 from infra.tokenizer import ChatTokenizer
-from tools.more_problems import more_problems
+from tools.more_problems import MoreConfig, more_problems
 from tools.own_replies import own_replies
 from tools.problems import without_steps
 from tools.worked_r1 import first_turn, work_out, worked_conversation, write_conversations
@@ -117,15 +117,15 @@ def reason(config) -> dict:
     """
     folder = config.out_dir / "data"
     found, counts = work_out(folder / "r1_1024.jsonl")
-    amounts = (config.variants, config.drills, config.seed, config.equations, config.reversed, config.words)
-    worked, sizes = more_problems(found["worked"], *amounts)
+    worked, sizes = more_problems(found["worked"], config)
     write_conversations(folder / "worked.jsonl", worked)
     write_conversations(folder / "equations.jsonl", map(without_steps, worked))
     write_conversations(folder / "plain.jsonl", found["plain"])
     for name in MIXED:
         mixed = folder / f"{name}_mixed.jsonl"
         mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", mixed, config.conversations)
-    reward, _ = more_problems(found["reward"], REWARD_VARIANTS, 0, config.seed)
+    amounts = MoreConfig(variants=REWARD_VARIANTS, equations=0.0, drills=0, seed=config.seed)
+    reward, _ = more_problems(found["reward"], amounts)
     write_conversations(folder / "worked_reward.jsonl", reward or found["plain"])
     write_conversations(folder / "problems.jsonl", found["problems"])
     plain_val = list(read_conversations(folder / "r1_val.jsonl"))

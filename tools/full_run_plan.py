@@ -32,7 +32,7 @@ class FullRunConfig(Flags):
     grpo_tokens: float = flag(0, "the same, in rewarded rows (default: 3e6)", least=0)
     variants: int = flag(3, "of each word problem, its numbers exchanged", least=0)
     equations: float = flag(0.5, "of the variants, without their calculations", least=0, most=1)
-    reversed: float = flag(0.0, "of these, that ask for another of their numbers", least=0, most=1)
+    reversed: float = flag(0.0, "share of these that are reversed, if they can be", least=0, most=1)
     drills: int = flag(40_000, "single calculations to train on", least=0)
     words: float = flag(1.0, "share of the R1 conversations without an equation", least=0, most=1)
     conversations: float = flag(0.5, "bytes of ordinary ones for each byte of reasoning", least=0)

@@ -5,32 +5,40 @@
     有多少筐苹果，每筐55千克，一共220千克？ 220÷55 = 4
 
 A Chinese question word stands where its answer would, so the two change places. Reverse operation based data
-augmentation, Liu et al. 2020, arXiv:2010.01556: one topic, several equations, and which of them is told by
-nothing but the place of the question word.
+augmentation, Liu et al. 2020, arXiv:2010.01556: one topic, several equations, and only the place of the
+question word tells which one.
 """
 
 import random
 import re
 
-from tools.exact_numbers import FRACTION, CannotSpell
+from tools.exact_numbers import FRACTION, CannotSpell, value
 from tools.expressions import TOKEN
-from tools.operand_order import in_order_of
 from tools.other_numbers import NUMBERS, unbracketed
 from tools.problems import Problem
-from tools.worked_r1 import checked_steps, use_of
+from tools.variants import exchangeable
+from tools.worked_r1 import in_questions_order, use_of
 
-ASKS = re.compile("百分之几|几分之几|多少|(?<![十好])几(?!何)")
+ASKS = re.compile("百分之几|几分之几|多少钱?|(?<![十好])几(?!何)")
+ASKS_TWICE = re.compile("求|谁|哪|什么|吗|怎|能否|够|解法|方程")  # or asks whether
+UNIT = re.compile(
+    "[千万米人个吨棵天页平分本厘只元立倍台名张次克块套种岁件公箱辆升袋朵根秒盆道度瓶盒筐毫组条面支枚户年册头位颗株份级枝"
+    "周场包双粒题幅排层段亩杯步圈座桶斤节罐把顶cdkm]|小时"
+)
+ALONE = re.compile("[？，。]|$")
 OPPOSITE = {"+": "-", "-": "+", "×": "÷", "÷": "×"}
 
 
 def reversed_problem(problem: Problem, rng: random.Random) -> Problem | None:
     """The problem that asks for one of its numbers; None where none can be asked for."""
-    asks = list(ASKS.finditer(problem.question))
-    named = [unbracketed(number) for number in NUMBERS.findall(problem.question)]
+    question, asks = problem.question, list(ASKS.finditer(problem.question))
+    named = [unbracketed(number) for number in NUMBERS.findall(question)]
     used = [unbracketed(token) for token in TOKEN.findall(problem.equation)]
-    if len(asks) != 1 or problem.answer in named:
+    if len(asks) != 1 or ASKS_TWICE.search(question) or problem.answer in named:
         return None
-    once = [number for number in named if named.count(number) == used.count(number) == 1]
+    if asks[0][0] in ("多少", "几") and not any(it.match(question, asks[0].end()) for it in (UNIT, ALONE)):
+        return None  # 多少水 would be 40水
+    once = [number for number in exchangeable(problem) if named.count(number) == used.count(number) == 1]
     for number in rng.sample(once, len(once)):
         try:
             found = asked_for(number, problem, asks[0])
@@ -42,41 +50,55 @@ def reversed_problem(problem: Problem, rng: random.Random) -> Problem | None:
 
 
 def asked_for(number: str, problem: Problem, ask: re.Match) -> Problem:
-    """The problem with this number and the question word exchanged. Raises CannotSpell."""
+    """The problem with this number and the question word exchanged.
+
+    Raises CannotSpell for a number within a power, and where a step cannot be spelled, such as 3-5.
+    """
     question, answer = problem.question, problem.answer
-    word = "百分之几" if number.endswith("%") else "几分之几" if FRACTION.fullmatch(number) else "多少"
     place = next(found for found in NUMBERS.finditer(question) if unbracketed(found[0]) == number)
-    told = f"({answer})" if FRACTION.fullmatch(answer) else answer
+    is_part = FRACTION.fullmatch(number) and value(number) < 1 and not UNIT.match(question, place.end())
+    word = "百分之几" if number.endswith("%") else "几分之几" if is_part else "多少"
+    told = (f"({answer})" if FRACTION.fullmatch(answer) else answer) + "元" * (ask[0] == "多少钱")
     for found, text in sorted([(ask, told), (place, word)], key=lambda pair: -pair[0].start()):
         question = question[: found.start()] + text + question[found.end() :]
-    equation = in_order_of(question, solved(TOKEN.findall(problem.equation), number, answer))
-    checked_steps(equation, number)
-    return Problem(question, equation, number)
+    equation = solved(TOKEN.findall(problem.equation), number, answer)
+    return Problem(question, in_questions_order(question, equation, number)[0], number)
 
 
 def solved(tokens: list[str], number: str, result: str) -> str:
-    """What a number is where the tokens, which have it once, come to the result: 4×55, '55', '220' -> 220÷4
+    """`tokens` = `result` solved for the number that they have once: 4×55, '55', '220' -> 220÷4
 
     Raises CannotSpell for a number within a power.
     """
+    tokens = unwrapped(tokens)
     if len(tokens) == 1:
         return result
-    operators = next((both for both in ("+-", "×÷") if len(parts_of(tokens, both)) > 1), "")
+    operators = operators_of(tokens)
     if not operators:
-        if tokens[-1] != ")":
-            raise CannotSpell("within a power")
-        return solved(tokens[1:-1], number, result)
+        raise CannotSpell("within a power")
     joining, undoing = operators
     parts = parts_of(tokens, operators)
     [place] = [index for index, (_, part) in enumerate(parts) if number in map(unbracketed, part)]
     operator, part = parts.pop(place)
-    others = [(its, "".join(other)) for its, other in parts]
+    others = [(its, "".join(unwrapped(other))) for its, other in parts]
     if operator == joining:
         others = [(joining, result), *((OPPOSITE[its], text) for its, text in others)]
     else:
         others.append((undoing, result))
-    others.sort(key=lambda pair: pair[0] == undoing)
+    others.sort(key=lambda pair: pair[0] == undoing)  # 1+3-5, where 3-5+1 would come to less than nothing
     return solved(part, number, "".join(its + enclosed(text, its) for its, text in others)[1:])
+
+
+def unwrapped(tokens: list[str]) -> list[str]:
+    """The tokens without brackets around all of them."""
+    while len(tokens) > 1 and tokens[0] == "(" and tokens[-1] == ")" and not operators_of(tokens):
+        tokens = tokens[1:-1]
+    return tokens
+
+
+def operators_of(tokens: list[str]) -> str:
+    """ "+-" for a sum, "×÷" for a product, "" for a number, a power or what is in brackets."""
+    return next((both for both in ("+-", "×÷") if len(parts_of(tokens, both)) > 1), "")
 
 
 def parts_of(tokens: list[str], operators: str) -> list[tuple[str, list[str]]]:
@@ -93,8 +115,6 @@ def parts_of(tokens: list[str], operators: str) -> list[tuple[str, list[str]]]:
 
 def enclosed(text: str, operator: str) -> str:
     """An expression after an operator, in brackets where it needs them."""
-    tokens = TOKEN.findall(text)
-    is_sum, is_product = (len(parts_of(tokens, both)) > 1 for both in ("+-", "×÷"))
+    own = operators_of(TOKEN.findall(text))
     is_bare = text[0] != "(" and FRACTION.fullmatch(text) and operator in "×÷"
-    needs = is_bare or (is_sum and operator != "+") or (is_product and operator == "÷")
-    return f"({text})" if needs else text
+    return f"({text})" if is_bare or (own and operator in {"+-": "-×÷", "×÷": "÷"}[own]) else text

@@ -46,12 +46,14 @@ def variant(problem: Problem, rng: random.Random) -> Problem | None:
 
 def exchangeable(problem: Problem) -> list[str]:
     """The numbers of the equation that the question names. One that the equation has more often, and that
-    formulas have, may be theirs and stays: the 2 of (18+2)×2, around a field 18 long and 2 wide."""
+    formulas have, may be theirs and stays: the 2 of (18+2)×2, around a field 18 long and 2 wide. One that is
+    part of a fraction that the question does not name stays too: the 180 of 180+9 beside (180/4)."""
     asked, used = (
         Counter(map(unbracketed, NUMBERS.findall(text))) for text in (problem.question, problem.equation)
     )
     is_theirs = lambda number: number in OF_FORMULAS and used[number] > asked[number]
-    return sorted(number for number in (used.keys() & asked.keys()) - KEPT if not is_theirs(number))
+    parts = {part for number in used.keys() - asked.keys() if "/" in number for part in number.split("/")}
+    return sorted(number for number in (used.keys() & asked.keys()) - KEPT - parts if not is_theirs(number))
 
 
 def stated_like(result: str, answer: str) -> str:
