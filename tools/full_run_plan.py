@@ -148,7 +148,7 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
 
 
 def time_for(stage: Stage, spent: float, minutes: float, last="") -> float:
-    """Seconds for a stage: what is left of the minutes is divided by the shares of all that is left to do."""
+    """Seconds for a stage: what is left of the minutes, divided by the shares of what is left, to `last`."""
     left = STAGES[STAGES.index(stage) : NAMES.index(last) if last else None]
     shares = sum(other.share + GRADING for other in left if other.share)
     return max(0.0, minutes * 60 - spent) * stage.share / shares
