@@ -21,7 +21,7 @@ from tools.worked_r1 import in_questions_order, use_of
 
 ASKS = re.compile("百分之几|几分之几|多少钱?|(?<![十好])几(?!何)")
 ASKS_TWICE = re.compile("求|谁|哪|什么|吗|怎|能否|够|解法|方程")  # or asks whether
-UNIT = re.compile(
+UNIT = re.compile(  # how it begins
     "[千万米人个吨棵天页平分本厘只元立倍台名张次克块套种岁件公箱辆升袋朵根秒盆道度瓶盒筐毫组条面支枚户年册头位颗株份级枝"
     "周场包双粒题幅排层段亩杯步圈座桶斤节罐把顶cdkm]|小时"
 )
@@ -97,7 +97,7 @@ def unwrapped(tokens: list[str]) -> list[str]:
 
 
 def operators_of(tokens: list[str]) -> str:
-    """ "+-" for a sum, "×÷" for a product, "" for a number, a power or what is in brackets."""
+    """The operators of a sum, "+-", or of a product, "×÷"; "" for a number, a power, or brackets around all."""
     return next((both for both in ("+-", "×÷") if len(parts_of(tokens, both)) > 1), "")
 
 
