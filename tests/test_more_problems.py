@@ -13,7 +13,7 @@ from infra.scoring import is_right, is_well_formed
 from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
-from tools.more_problems import MoreConfig, main, more_problems
+from tools.more_problems import Amounts, main, more_problems
 from tools.other_numbers import result_kinds
 from tools.problems import Problem, equation_alone, read_problem, worked
 from tools.variants import drill, exchangeable, variant
@@ -171,5 +171,5 @@ def test_a_share_of_the_conversations_in_words_is_kept():
     talk = [
         [{"role": "user", "content": f"你好{i}"}, {"role": "assistant", "content": "好"}] for i in range(8)
     ]
-    kept, counts = more_problems(talk, MoreConfig(variants=0, drills=0, words=0.25))
+    kept, counts = more_problems(talk, Amounts(variants=0, drills=0, words=0.25))
     assert counts["in words"] == len(kept) == 2 and all(turns in talk for turns in kept)

@@ -17,7 +17,7 @@ from infra.questions import read_conversations
 from infra.scoring import final_answer, number_value
 from infra.text_sample import sample_lines, texts_of
 from infra.tokenizer import ChatTokenizer
-from tools.more_problems import MoreConfig, more_problems
+from tools.more_problems import Amounts, more_problems
 from tools.own_replies import own_replies
 from tools.problems import without_steps
 from tools.worked_r1 import first_turn, work_out, worked_conversation, write_conversations
@@ -124,7 +124,7 @@ def reason(config) -> dict:
     for name in MIXED:
         mixed = folder / f"{name}_mixed.jsonl"
         mix(folder / f"{name}.jsonl", folder / "sft_512.jsonl", mixed, config.conversations)
-    amounts = MoreConfig(variants=REWARD_VARIANTS, equations=0.0, drills=0, seed=config.seed)
+    amounts = Amounts(variants=REWARD_VARIANTS, equations=0.0, drills=0, seed=config.seed)
     reward, _ = more_problems(found["reward"], amounts)
     write_conversations(folder / "worked_reward.jsonl", reward or found["plain"])
     write_conversations(folder / "problems.jsonl", found["problems"])

@@ -10,17 +10,18 @@ import GRPO
 import pretrain
 import SFT
 from Config import DEVICES_HELP, DTYPES, PRESETS
-from infra.cli import Flags, UserError, flag
+from infra.cli import UserError, flag
 from infra.device import pick_device
 from infra.distributed import world_size
 from tools.full_run_data import OWN
+from tools.more_problems import Amounts
 
 GRADING = 0.01  # of the time, for each stage that is graded
 BATCH = ("batch_size", "accumulation_steps")
 
 
 @dataclass(frozen=True)
-class FullRunConfig(Flags):
+class FullRunConfig(Amounts):
     data_dir: Path = flag(Path("."), "the folder with the data")
     out_dir: Path = flag(Path("out/full"), "where everything goes")
     preset: str = flag("30m", "the model's shape", choices=list(PRESETS))
@@ -30,11 +31,6 @@ class FullRunConfig(Flags):
     sft_tokens: float = flag(0, "the same, in each of two phases (default: 40e6 and 20e6)", least=0)
     distill_tokens: float = flag(0, "the same, in a distillation (default: 40e6, own replies 5e6)", least=0)
     grpo_tokens: float = flag(0, "the same, in rewarded rows (default: 3e6)", least=0)
-    variants: int = flag(3, "of each word problem, its numbers exchanged", least=0)
-    equations: float = flag(0.5, "of the variants, without their calculations", least=0, most=1)
-    reversed: float = flag(0.0, "share of these that are reversed, if they can be", least=0, most=1)
-    drills: int = flag(40_000, "single calculations to train on", least=0)
-    words: float = flag(1.0, "share of the R1 conversations without an equation", least=0, most=1)
     conversations: float = flag(0.5, "bytes of ordinary ones for each byte of reasoning", least=0)
     step_tokens: int = flag(80 * 512, "positions in one step", above=0)
     most_tokens: int = flag(80 * 512, "positions in a micro-batch; GRPO has 16 rows of 1024", above=0)
@@ -42,7 +38,6 @@ class FullRunConfig(Flags):
     rate_scale: float = flag(1.0, "factor of the scripts' own rates: 2 for a few hundred steps", above=0)
     max_new_tokens: int = flag(512, "tokens in a reply", above=0)
     num_workers: int = flag(0, "processes that prepare batches", least=0)
-    seed: int = flag(42, "of weights and order", least=0)
     dtype: str = flag("auto", "arithmetic of the matrix products", choices=DTYPES)
     device: str = flag("", DEVICES_HELP)
     compile: bool = flag(False, "torch.compile also on a CPU, which needs a C++ compiler")

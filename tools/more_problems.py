@@ -32,30 +32,36 @@ ENOUGH_FOR_CORES = 2000  # to be made: fewer are sooner made by one
 
 
 @dataclass(frozen=True)
-class MoreConfig(Flags):
-    data_path: Path = flag(Path("data/worked/worked.jsonl"), "worked conversations, JSONL")
-    out: Path = flag(Path("data/worked/more.jsonl"), "the file to write")
+class Amounts(Flags):
+    """How many conversations of which kind."""
+
     variants: int = flag(4, "of each word problem, at most", least=0)
     equations: float = flag(0.5, "share of the variants without their calculations", least=0, most=1)
     reversed: float = flag(0.0, "share of these that are reversed, if they can be", least=0, most=1)
     drills: int = flag(40_000, "single calculations", least=0)
     words: float = flag(1.0, "share of the conversations without an equation", least=0, most=1)
-    seed: int = flag(0, "of the random draws", least=0)
+    seed: int = flag(42, "of all random draws", least=0)
 
 
-def more_problems(given: list, config) -> tuple[list, dict[str, int]]:
-    """Conversations made of those given, of the kinds and amounts of a MoreConfig, and how many of each."""
-    rng, pairs = random.Random(config.seed), [(turns, read_problem(turns)) for turns in given]
+@dataclass(frozen=True)
+class MoreConfig(Amounts):
+    data_path: Path = flag(Path("data/worked/worked.jsonl"), "worked conversations, JSONL")
+    out: Path = flag(Path("data/worked/more.jsonl"), "the file to write")
+
+
+def more_problems(given: list, amounts: Amounts) -> tuple[list, dict[str, int]]:
+    """Conversations made of those given, and how many there are of each kind."""
+    rng, pairs = random.Random(amounts.seed), [(turns, read_problem(turns)) for turns in given]
     problems = [problem for _, problem in pairs if problem]
     in_words = [turns for turns, problem in pairs if not problem]
     kinds = [calculation for problem in problems for calculation in calculations(problem)]
-    wanted = [(rng.random(), problem) for _ in range(config.variants) for problem in problems]
-    drilled = [(rng.random(), rng.choice(kinds)) for _ in range(config.drills if kinds else 0)]
-    alone = round(len(wanted) * config.equations)  # the first of each problem's variants
-    turned = round(alone * config.reversed)
+    wanted = [(rng.random(), problem) for _ in range(amounts.variants) for problem in problems]
+    drilled = [(rng.random(), rng.choice(kinds)) for _ in range(amounts.drills if kinds else 0)]
+    alone = round(len(wanted) * amounts.equations)  # the first of each problem's variants
+    turned = round(alone * amounts.reversed)
     found = {
         "as they are": [turns for turns, problem in pairs if problem],
-        "in words": rng.sample(in_words, round(len(in_words) * config.words)),
+        "in words": rng.sample(in_words, round(len(in_words) * amounts.words)),
         "variants": made(partial(new_problem, worked), wanted[alone:]),
         "equations": made(partial(new_problem, equation_alone), wanted[turned:alone]),
         "reversed": made(new_reversed, wanted[:turned]),

@@ -97,7 +97,7 @@ def unwrapped(tokens: list[str]) -> list[str]:
 
 
 def operators_of(tokens: list[str]) -> str:
-    """The operators of a sum, "+-", or of a product, "×÷"; "" for a number, a power, or brackets around all."""
+    """The operators of a sum, "+-", or of a product, "×÷"; "" for a number, a power or a bracket."""
     return next((both for both in ("+-", "×÷") if len(parts_of(tokens, both)) > 1), "")
 
 
