@@ -13,7 +13,7 @@ from infra.scoring import is_right, is_well_formed
 from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
-from tools.more_problems import Amounts, main, more_problems
+from tools.more_problems import Amounts, main, more_problems, new_reversed
 from tools.other_numbers import result_kinds
 from tools.problems import Problem, equation_alone, read_problem, worked
 from tools.variants import drill, exchangeable, variant
@@ -133,6 +133,13 @@ def test_an_equation_alone_is_the_problem_s_without_a_thought():
         {"role": "user", "content": "一盒有6支笔，4盒有几支？只列式，不计算。"},
         {"role": "assistant", "content": "6×4"},
     ]
+
+
+def test_what_cannot_be_reversed_stays_a_variant():
+    asks_twice = Problem("一盒有6支笔，求4盒有几支？", "6×4", "24")
+    question, reply = new_reversed((0.5, asks_twice))
+    assert re.fullmatch(r"一盒有\d支笔，求\d盒有几支？只列式，不计算。", question["content"])
+    assert re.fullmatch(r"\d×\d", reply["content"])
 
 
 @pytest.mark.parametrize(

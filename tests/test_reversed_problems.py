@@ -91,7 +91,8 @@ def test_what_cannot_be_reversed_is_left(any_wording, question, equation, answer
 @pytest.mark.parametrize(
     "question, equation, answer, asked",
     [
-        ("6（1）班有4组，每组9人，另有1人，一共多少人？", "4×9+1", "37", {"4", "9"}),  # a 1 may be anything's
+        ("6（1）班有36人，走了25%，剩下几人？", "36×(1-25%)", "27", {"36", "25%"}),  # a 1 may be anything's
+        ("小红有36张，小明比她多25%，小明有几张？", "36×25%+36", "45", {"25%"}),  # 36 stands there twice
         ("3天行180千米，照这样5天行多少千米？", "5×(180/3)", "300", {"5"}),  # 180/3 is read as one number
     ],
 )
