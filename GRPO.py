@@ -79,9 +79,6 @@ class SampledRows(torch.utils.data.Dataset):
     def __len__(self):
         return len(self.questions)
 
-    def __getitem__(self, number: int) -> Batch:
-        return self.__getitems__([number])[0]
-
     def __getitems__(self, numbers: list[int]) -> list[Batch]:
         """The rows of a micro-batch, sampled from the model as it is: the DataLoader asks for all at once."""
         config, size = self.config, self.config.group_size

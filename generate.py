@@ -36,15 +36,18 @@ def sample(logits: torch.Tensor, sampling: Sampling, generator=None) -> torch.Te
     the largest probability for min-p (Nguyen et al. 2024, arXiv:2407.01082)."""
     if sampling.temperature < 1e-6:  # nothing but the likeliest is left; divided by it, float32 overflows
         return logits.argmax(dim=-1)
-    logits, ids = logits.float().sort(dim=-1, descending=True)
-    logits = (logits - logits[:, :1]) / sampling.temperature  # the largest is 0, so that none overflows
-    if sampling.top_k:
-        logits[:, sampling.top_k :] = -torch.inf
+    logits, ids = logits.float() / sampling.temperature, None
+    if sampling.top_k or sampling.top_p < 1:  # only then: to sort takes longer than a small model's forward
+        logits, ids = logits.sort(dim=-1, descending=True)
+        logits[:, sampling.top_k or logits.shape[1] :] = -torch.inf
+        before = logits.softmax(dim=-1).cumsum(dim=-1) - logits.softmax(dim=-1)  # the sum of likelier tokens
+        logits[before >= sampling.top_p] = -torch.inf
     probabilities = logits.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities  # the sum of all likelier tokens
-    probabilities[(before >= sampling.top_p) | (probabilities < sampling.min_p * probabilities[:, :1])] = 0.0
-    chosen = torch.multinomial(probabilities, 1, generator=generator)  # (B, 1); it scales them to sum to 1
-    return ids.gather(1, chosen)[:, 0]
+    probabilities *= probabilities >= sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
+    sums = probabilities.cumsum(dim=-1)  # of each row, up to 1 but for what min-p left out and rounding
+    height = sums[:, -1:] * torch.rand(len(sums), 1, generator=generator, device=sums.device)
+    chosen = torch.searchsorted(sums, height, right=True)  # (B, 1): the first token whose sum is above it
+    return (chosen if ids is None else ids.gather(1, chosen))[:, 0]
 
 
 def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:

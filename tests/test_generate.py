@@ -110,6 +110,15 @@ def test_each_row_is_drawn_from_its_own_logits():
     assert sample(logits, Sampling(1.0)).tolist() == [4, 0, 3]
 
 
+@pytest.mark.parametrize("height, expected", [(0.0, 1), (1 - 2**-24, 3)])
+def test_the_lowest_and_the_highest_number_draw_the_first_and_last_token_that_can_be(
+    height, expected, monkeypatch
+):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, height))
+    logits = torch.tensor([[-torch.inf, 0.1, 0.3, 0.2, -torch.inf]])
+    assert sample(logits, Sampling(1.0)).tolist() == [expected]
+
+
 @pytest.mark.parametrize(
     "bad", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.5}, {"top_k": -1}, {"max_new_tokens": 0}]
 )
