@@ -38,6 +38,8 @@ def test_an_equation_is_what_follows_its_name_or_the_first_line_of_a_thought():
     assert equation_of("<think>\n6×7\n6×7=42\n</think>\n<answer>\n42\n</answer>") == "6×7"
     assert equation_of(as_it_was("6×7", "42")) == "6×7"
     assert equation_of("<think>\n42\n</think>\n<answer>\n42\n</answer>") == ""
+    assert equation_of("<think>6×7</think>") == "6×7"
+    assert equation_of("<think>\n6×7\n6×7:没有写完") == "6×7"
     assert equation_of("没有格式 6×7=42") == ""
 
 

@@ -81,18 +81,13 @@ def grade_majority(name: str, config) -> dict:
     model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / name), device=config.device))
     conversations = list(read_conversations(config.out_dir / "data/word_problems.jsonl"))
     questions = prompts_of(tokenizer, conversations)
-    return majority(model, tokenizer, questions, most_tokens(tokenizer, config), config.seed)
-
-
-def most_tokens(tokenizer, config) -> int:
-    """In a reply: a prompt may have half the context."""
-    return min(config.max_new_tokens, tokenizer.max_length // 2)
+    return majority(model, tokenizer, questions, config.max_new_tokens, config.seed)
 
 
 def answer(model, tokenizer, conversations: list, config) -> tuple[list[dict], dict]:
     """The verdicts on greedy replies to the first questions, and what they come to."""
     questions = prompts_of(tokenizer, conversations)
-    judged = judged_replies(model, tokenizer, questions, most_tokens(tokenizer, config), shows_progress=True)
+    judged = judged_replies(model, tokenizer, questions, config.max_new_tokens, shows_progress=True)
     found = look_into(judged, questions, [len(tokenizer.encode(one["reply"])) for one in judged])
     right = [number for number, one in enumerate(judged) if one["is_right"]]
     return judged, {"questions": len(judged), **shares(judged), **found, "right": right}

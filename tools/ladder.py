@@ -14,7 +14,7 @@ from statistics import mean
 from dataset import prompt_ids
 from generate import Sampling, generate
 from infra.questions import first_question, judge
-from infra.scoring import REPLY, final_answer, number_value, stated_answer
+from infra.scoring import final_answer, number_value, stated_answer
 from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
@@ -24,6 +24,7 @@ from tools.worked_r1 import EQUATION, OPERATOR, worked_conversation
 
 VOTES, VOTE_TEMPERATURE = 16, 0.7
 NAMED = re.compile(r"列式计算：(.+?)=")
+FIRST_LINE = re.compile(r"\s*<think>\s*([^\n<]*)")  # of a thought that may never end
 MORE_STEPS = "把得数加上17，再乘3，最后是多少？"
 DISTRACTION = "今天是9月17日，窗外有5只小鸟。"
 
@@ -32,9 +33,8 @@ def equation_of(reply: str) -> str:
     """The equation that a reply states: after 列式计算： or as the first line of its thought; "" for none."""
     if stated := NAMED.search(reply):
         return stated[1]
-    form = REPLY.fullmatch(reply.strip())
-    first = form[1].strip().split("\n")[0] if form else ""
-    return first if OPERATOR.search(first) else ""
+    begun = FIRST_LINE.match(reply)
+    return begun[1].strip() if begun and OPERATOR.search(begun[1]) else ""
 
 
 def evaluates_to(equation: str, expected) -> bool:
