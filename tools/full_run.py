@@ -19,7 +19,8 @@ written as they come: report.json, experiments.md, each stage's replies.jsonl; r
 On a CPU, a small model:
 
     python tools/full_run.py --data_dir data --preset 5m --vocab_size 4000 --step_tokens 4096 \\
-        --most_tokens 4096 --minutes 175 --last GRPO --variants 6 --validations 2 --max_new_tokens 384 --compile
+        --most_tokens 4096 --minutes 175 --last GRPO --variants 6 --validations 2 --max_new_tokens 384 \\
+        --compile
 """
 
 import shlex
