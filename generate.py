@@ -40,8 +40,8 @@ def sample(logits: torch.Tensor, sampling: Sampling, generator=None) -> torch.Te
     if sampling.top_k or sampling.top_p < 1:  # only then: to sort takes longer than a small model's forward
         logits, ids = logits.sort(dim=-1, descending=True)
         logits[:, sampling.top_k or logits.shape[1] :] = -torch.inf
-        before = logits.softmax(dim=-1).cumsum(dim=-1) - logits.softmax(dim=-1)  # the sum of likelier tokens
-        logits[before >= sampling.top_p] = -torch.inf
+        sums = logits.softmax(dim=-1).cumsum(dim=-1)  # of the likeliest token, of the two likeliest, ...
+        logits[:, 1:][sums[:, :-1] >= sampling.top_p] = -torch.inf
     probabilities = logits.softmax(dim=-1)
     probabilities *= probabilities >= sampling.min_p * probabilities.amax(dim=-1, keepdim=True)
     sums = probabilities.cumsum(dim=-1)  # of each row, up to 1 but for what min-p left out and rounding

@@ -8,13 +8,16 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from conftest import conversation, write_jsonl
+from conftest import conversation, tiny_model, write_jsonl
 
+from dataset import prompt_ids
+from generate import Sampling, generate
 from infra.divergence import Diverged
 from infra.questions import read_conversations
 from infra.tokenizer import ChatTokenizer
 from tools.full_run import main, run_stage, typical
 from tools.full_run_data import gather, hold_out, reason, word_problems
+from tools.full_run_grades import answer
 from tools.full_run_plan import (
     GRADING,
     STAGES,
@@ -405,6 +408,15 @@ def test_full_run_can_be_repeated_when_bad_lines_are_fixed(data, tmp_path):
     report.write_text(json.dumps(parts))
     main(flags)
     assert "worked" not in json.loads(report.read_text())  # to be tried again
+
+
+def test_a_graded_reply_may_be_longer_than_half_of_the_context(tokenizer):
+    model = tiny_model(max_position_embeddings=256)
+    turns = conversation("3+4?", "<think>\n3+4\n</think>\n<answer>\n7\n</answer>")
+    ids = generate(model, [prompt_ids(tokenizer, turns[:1])], Sampling(max_new_tokens=80))[0]
+    assert len(ids) == 80 > tokenizer.max_length // 2
+    judged, _ = answer(model, tokenizer, [turns], SimpleNamespace(max_new_tokens=80))
+    assert judged[0]["reply"] == tokenizer.decode(ids)
 
 
 @pytest.fixture

@@ -154,8 +154,8 @@ def publish(folder: Path, parts: dict, chosen: list) -> None:
     for stage in chosen:
         # texts of the data stay where they are
         lines = map(without_texts, read_metrics(folder / stage.name / "metrics.jsonl"))
-        numbers = "".join(json.dumps(line) + "\n" for line in lines)
-        write_text(folder / f"results/metrics/{stage.name}.jsonl", numbers)
+        if numbers := "".join(json.dumps(line) + "\n" for line in lines):
+            write_text(folder / f"results/metrics/{stage.name}.jsonl", numbers)
         recipe = "Distill" if stage.recipe == "distill" else stage.recipe
         for chart in (folder / stage.name / "charts").glob("*.png"):
             kept[chart] = f"charts_{recipe}/{chart.stem.removesuffix(stage.recipe)}{stage.name}.png"
