@@ -95,6 +95,7 @@ def test_the_project_does_not_grow():
         "problems",
         "variants",
         "reversed_problems",
+        "long_calculations",
         "more_problems",
         "other_numbers",
         "own_replies",

@@ -13,11 +13,12 @@ from infra.scoring import is_right, is_well_formed
 from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
-from tools.more_problems import Amounts, main, more_problems, new_reversed
+from tools.long_calculations import ASKED, as_asked, joined, long_calculation
+from tools.more_problems import TOGETHER, Amounts, main, more_problems, new_reversed
 from tools.other_numbers import result_kinds
-from tools.problems import Problem, equation_alone, read_problem, worked
+from tools.problems import EQUATION_ALONE, Problem, equation_alone, read_problem, worked
 from tools.variants import drill, exchangeable, variant
-from tools.worked_r1 import worked_equation
+from tools.worked_r1 import use_of, worked_equation
 
 PROBLEMS = [
     Problem("校园里有36棵树，其中25%是柳树，柳树有几棵？", "36×25%", "9"),
@@ -109,22 +110,25 @@ def test_the_file_holds_all_and_is_the_same_for_the_same_seed(tmp_path, capsys):
     for seed in (0, 0, 1):
         out = tmp_path / f"more{seed}.jsonl"
         flags = f"--data_path {tmp_path / 'worked.jsonl'} --out {out} --variants 3 --drills 20 --seed {seed}"
-        main([*flags.split(), "--equations", "0.8", "--reversed", "0.4"])
+        main([*flags.split(), "--equations", "0.8", "--reversed", "0.4", "--long", "6"])
         texts.append(out.read_text(encoding="utf-8"))
     assert texts[0] == texts[1] != texts[2]
     assert (
-        "41 conversations: 5 as they are, 1 in words, 3 variants, 7 equations, 5 reversed, 20 drills"
-        in capsys.readouterr().out
+        "35 conversations: 5 as they are, 1 in words, 3 variants, 7 equations, 5 reversed, "
+        "6 long calculations, 20 drills" in capsys.readouterr().out
     )
     lines = texts[0].splitlines()
     assert set((tmp_path / "worked.jsonl").read_text(encoding="utf-8").splitlines()) <= set(lines)
-    assert len(lines) == 41
-    alone = [turns for turns in read_conversations(out) if turns[0]["content"].endswith("只列式，不计算。")]
-    wordings = {re.sub(r"[\d./%()]", "", turns[0]["content"]) for turns in alone}
+    assert len(lines) == 35
+    together = [turns for turns in read_conversations(out) if turns[0]["content"].endswith(EQUATION_ALONE)]
+    assert [len(turns) for turns in together] == [2 * TOGETHER] * 6
+    messages = [message["content"].removesuffix(EQUATION_ALONE) for turns in together for message in turns]
+    questions, equations = messages[::2], messages[1::2]
+    wordings = {re.sub(r"[\d./%()]", "", question) for question in questions if "，" in question}
     assert len(wordings) == 2 * len(PROBLEMS)  # of each, and of each reversed
-    assert all(value(spell_chain(turns[1]["content"])[1]) > 0 for turns in alone)
+    assert all(value(spell_chain(equation)[1]) > 0 for equation in equations)
     main([*flags.split(), "--words", "0"])
-    assert "40 conversations: 5 as they are, 0 in words" in capsys.readouterr().out
+    assert "35 conversations: 5 as they are, 0 in words" in capsys.readouterr().out
     assert "你好" in texts[0] and "你好" not in out.read_text(encoding="utf-8")
 
 
@@ -180,3 +184,36 @@ def test_a_share_of_the_conversations_in_words_is_kept():
     ]
     kept, counts = more_problems(talk, Amounts(variants=0, drills=0, words=0.25))
     assert counts["in words"] == len(kept) == 2 and all(turns in talk for turns in kept)
+
+
+@pytest.mark.parametrize(
+    "a, operator, b, expression",
+    [
+        ("3+4", "÷", "5×6", "(3+4)÷(5×6)"),
+        ("(3+4)×2", "-", "1+1/2", "(3+4)×2-(1+1/2)"),
+        ("1/2", "×", "(1/2)×3", "(1/2)×(1/2)×3"),
+        ("8-2", "-", "3×4", "8-2-3×4"),
+        ("8-2", "×", "9-4", "(8-2)×(9-4)"),
+        ("2", "÷", "1/3", "2÷(1/3)"),
+        ("1/2", "+", "8-5", "1/2+8-5"),
+    ],
+)
+def test_equations_are_joined_with_the_brackets_they_need(a, operator, b, expression):
+    assert joined(a, operator, b) == expression
+
+
+def test_a_long_calculation_asks_for_what_it_answers():
+    assert as_asked("1/2+3÷4-(2/3)×1(1/2)") == "(1/2)+3/4-(2/3)*1(1/2)"
+    rng, equations, found = random.Random(0), [problem.equation for problem in PROBLEMS], []
+    for _ in range(200):
+        problem = long_calculation(equations, rng)
+        found.append(problem.equation)
+        assert any(problem.question == form.format(as_asked(problem.equation)) for form in ASKED)
+        steps, result = spell_chain(problem.equation)
+        assert result == problem.answer and value(result) > 0 and len(steps) > 1
+    assert len(set(found)) > 190 and len({re.sub(r"[\d.]+", "", equation) for equation in found}) > 50
+    assert long_calculation(["3÷0"], rng) is None
+
+
+def test_no_long_calculation_is_worded_like_a_held_out_problem():
+    assert {use_of(form.format("(12+30)*4")) for form in ASKED} == {"worked"}

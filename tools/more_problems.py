@@ -2,14 +2,16 @@
 
 More problems from the worked ones of tools/worked_r1.py: the problems as they are; variants of each, its
 numbers exchanged in question, equation and steps alike, some asked for their equation alone, and some of
-these reversed (tools/reversed_problems.py); drills, single calculations of the kinds and lengths that the
-problems need; and the other conversations, which are in words. Shuffled, and by a seed the same.
+these reversed (tools/reversed_problems.py); long calculations, asked for in the same way
+(tools/long_calculations.py); drills, single calculations of the kinds and lengths that the problems need; and
+the other conversations, which are in words. Shuffled, and by a seed the same.
 
 A problem for which no numbers of the same kinds are found (tools/variants.py) has fewer variants.
 """
 
 import os
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable
@@ -23,12 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from infra.cli import Flags, UserError, flag, parse_args, run_script
 from infra.questions import read_conversations
+from tools.long_calculations import long_calculation
 from tools.problems import Problem, equation_alone, read_problem, worked
 from tools.reversed_problems import reversed_problem
 from tools.variants import calculations, drill, variant
 from tools.worked_r1 import write_conversations
 
 ENOUGH_FOR_CORES = 2000  # to be made: fewer are sooner made by one
+ALONE = ("equations", "reversed", "long calculations")  # what is answered with an equation alone:
+TOGETHER = 3  # so many in one conversation, which has one system prompt
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Amounts(Flags):
     variants: int = flag(4, "of each word problem, at most", least=0)
     equations: float = flag(0.5, "share of the variants without their calculations", least=0, most=1)
     reversed: float = flag(0.0, "share of these that are reversed, if they can be", least=0, most=1)
+    long: int = flag(0, "calculations of several numbers, without their steps", least=0)
     drills: int = flag(40_000, "single calculations", least=0)
     words: float = flag(1.0, "share of the conversations without an equation", least=0, most=1)
     seed: int = flag(42, "of all random draws", least=0)
@@ -55,8 +61,11 @@ def more_problems(given: list, amounts: Amounts) -> tuple[list, dict[str, int]]:
     problems = [problem for _, problem in pairs if problem]
     in_words = [turns for turns, problem in pairs if not problem]
     kinds = [calculation for problem in problems for calculation in calculations(problem)]
+    kinds += [kind for kind in kinds if re.search("[./%]", "".join(kind))]  # drilled twice as often
     wanted = [(rng.random(), problem) for _ in range(amounts.variants) for problem in problems]
     drilled = [(rng.random(), rng.choice(kinds)) for _ in range(amounts.drills if kinds else 0)]
+    equations = [problem.equation for problem in problems]
+    long = [rng.random() for _ in range(amounts.long if problems else 0)]
     alone = round(len(wanted) * amounts.equations)  # the first of each problem's variants
     turned = round(alone * amounts.reversed)
     found = {
@@ -65,11 +74,16 @@ def more_problems(given: list, amounts: Amounts) -> tuple[list, dict[str, int]]:
         "variants": made(partial(new_problem, worked), wanted[alone:]),
         "equations": made(partial(new_problem, equation_alone), wanted[turned:alone]),
         "reversed": made(new_reversed, wanted[:turned]),
+        "long calculations": made(partial(new_long, equations), long),
         "drills": made(new_drill, drilled),
     }
+    counts = {name: len(some) for name, some in found.items()}
+    short = [turns for name in ALONE for turns in found.pop(name)]
+    rng.shuffle(short)
     conversations = [turns for some in found.values() for turns in some]
+    conversations += [sum(short[i : i + TOGETHER], []) for i in range(0, len(short), TOGETHER)]
     rng.shuffle(conversations)
-    return conversations, {name: len(some) for name, some in found.items()}
+    return conversations, counts
 
 
 def made(make: Callable, wanted: list[tuple]) -> list:
@@ -95,6 +109,11 @@ def new_reversed(wanted: tuple[float, Problem]) -> list[dict] | None:
     rng = random.Random(wanted[0])
     varied = variant(wanted[1], rng)
     return varied and equation_alone(reversed_problem(varied, rng) or varied)
+
+
+def new_long(equations: list[str], wanted: float) -> list[dict] | None:
+    found = long_calculation(equations, random.Random(wanted))
+    return found and equation_alone(found)
 
 
 def new_drill(wanted: tuple[float, tuple[str, str, str]]) -> list[dict] | None:

@@ -35,7 +35,7 @@ from tools.expressions import restate, spell_chain
 from tools.operand_order import in_order_of
 from tools.other_numbers import result_kinds
 
-HELD_OUT_IN_1000, REWARDED_IN_1000 = 80, 80
+HELD_OUT_IN_1000, REWARDED_IN_1000 = 80, 30
 EQUATION = re.compile(rf"列式计算：(.+)={NUMBER}。?\n答案：({NUMBER})")
 CALCULATION = re.compile(
     rf"(?<![A-Za-z0-9.,+×÷*/^-])(\(*\d[\d./%()]*(?:[-+×÷*][\d./%()]+)+)=({NUMBER})(?![\d./%,])"

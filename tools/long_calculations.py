@@ -1,0 +1,67 @@
+"""Calculations of several numbers as problems: (12+30)*(4/7)=多少？
+
+Such problems say their equation themselves. To copy it number by number takes practice all the same, and the
+word problems have few of them. None is asked for in the words of problems that are held out.
+"""
+
+import random
+import re
+
+from tools.exact_numbers import CannotSpell, value
+from tools.expressions import TOKEN, spell_chain
+from tools.other_numbers import like, unbracketed
+from tools.problems import Problem
+
+JOINED = (1, 1, 2, 2, 3)  # equations
+LONGEST = 70  # characters
+TRIES = 300  # draws of equations and numbers for one calculation
+ASKED = ("{}=", "{}=。", "{}=多少？", "算一算：{}=", "脱式计算：{}。", "计算{}的值。")
+
+
+def long_calculation(equations: list[str], rng: random.Random) -> Problem | None:
+    """Up to three of the equations joined, with other numbers: at least two steps, and a result above 0. None
+    where TRIES draws found none."""
+    for _ in range(TRIES):
+        chosen = rng.choices(equations, k=rng.choice(JOINED))
+        expression, *others = (with_other_numbers(equation, rng) for equation in chosen)
+        for other in others:
+            expression = joined(expression, rng.choice("+-×÷"), other)
+        try:
+            steps, result = spell_chain(expression)
+        except CannotSpell:
+            continue
+        if len(steps) > 1 and len(expression) <= LONGEST and not result.startswith("-") and value(result):
+            return Problem(rng.choice(ASKED).format(as_asked(expression)), expression, result)
+    return None
+
+
+def with_other_numbers(equation: str, rng: random.Random) -> str:
+    """'3×(8-2)' -> '5×(6-4)'"""
+
+    def other(token):
+        number = unbracketed(token[0])
+        return token[0].replace(number, like(number, rng)) if number[:1].isdigit() else token[0]
+
+    return TOKEN.sub(other, equation)
+
+
+def joined(a: str, operator: str, b: str) -> str:
+    """'3+4', '÷', '5×6' -> '(3+4)÷(5×6)'"""
+    if operator in "×÷":
+        a, b = (f"({one})" if re.search(r"^\d+/\d+$|[-+]", outside(one)) else one for one in (a, b))
+    if re.search({"-": "[-+]", "÷": "[×÷]"}.get(operator, "(?!)"), outside(b)):
+        b = f"({b})"
+    return a + operator + b
+
+
+def outside(expression: str) -> str:
+    """What stands in no brackets: '3×(8-(2+1))' -> '3×'"""
+    while (shorter := re.sub(r"\([^()]*\)", "", expression)) != expression:
+        expression = shorter
+    return expression
+
+
+def as_asked(expression: str) -> str:
+    """'1/2+3÷4' -> '(1/2)+3/4'"""
+    bracketed = TOKEN.sub(lambda token: re.sub(r"^\d+/\d+$", r"(\g<0>)", token[0]), expression)
+    return bracketed.translate(str.maketrans("×÷", "*/"))
