@@ -14,7 +14,7 @@ from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
 from tools.long_calculations import ASKED, as_asked, joined, long_calculation
-from tools.more_problems import TOGETHER, Amounts, main, more_problems, new_reversed
+from tools.more_problems import Amounts, main, more_problems, new_reversed
 from tools.other_numbers import result_kinds
 from tools.problems import EQUATION_ALONE, Problem, equation_alone, read_problem, worked
 from tools.variants import drill, exchangeable, variant
@@ -114,21 +114,19 @@ def test_the_file_holds_all_and_is_the_same_for_the_same_seed(tmp_path, capsys):
         texts.append(out.read_text(encoding="utf-8"))
     assert texts[0] == texts[1] != texts[2]
     assert (
-        "35 conversations: 5 as they are, 1 in words, 3 variants, 7 equations, 5 reversed, "
+        "47 conversations: 5 as they are, 1 in words, 3 variants, 7 equations, 5 reversed, "
         "6 long calculations, 20 drills" in capsys.readouterr().out
     )
     lines = texts[0].splitlines()
     assert set((tmp_path / "worked.jsonl").read_text(encoding="utf-8").splitlines()) <= set(lines)
-    assert len(lines) == 35
-    together = [turns for turns in read_conversations(out) if turns[0]["content"].endswith(EQUATION_ALONE)]
-    assert [len(turns) for turns in together] == [2 * TOGETHER] * 6
-    messages = [message["content"].removesuffix(EQUATION_ALONE) for turns in together for message in turns]
-    questions, equations = messages[::2], messages[1::2]
+    assert len(lines) == 47
+    alone = [turns for turns in read_conversations(out) if turns[0]["content"].endswith(EQUATION_ALONE)]
+    questions = [turns[0]["content"].removesuffix(EQUATION_ALONE) for turns in alone]
     wordings = {re.sub(r"[\d./%()]", "", question) for question in questions if "，" in question}
-    assert len(wordings) == 2 * len(PROBLEMS)  # of each, and of each reversed
-    assert all(value(spell_chain(equation)[1]) > 0 for equation in equations)
+    assert len(alone) == 18 and len(wordings) == 2 * len(PROBLEMS)  # of each, and of each reversed
+    assert all(value(spell_chain(turns[1]["content"])[1]) > 0 for turns in alone)
     main([*flags.split(), "--words", "0"])
-    assert "35 conversations: 5 as they are, 0 in words" in capsys.readouterr().out
+    assert "40 conversations: 5 as they are, 0 in words" in capsys.readouterr().out
     assert "你好" in texts[0] and "你好" not in out.read_text(encoding="utf-8")
 
 

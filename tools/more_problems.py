@@ -32,8 +32,6 @@ from tools.variants import calculations, drill, variant
 from tools.worked_r1 import write_conversations
 
 ENOUGH_FOR_CORES = 2000  # to be made: fewer are sooner made by one
-ALONE = ("equations", "reversed", "long calculations")  # what is answered with an equation alone:
-TOGETHER = 3  # so many in one conversation, which has one system prompt
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,9 @@ def more_problems(given: list, amounts: Amounts) -> tuple[list, dict[str, int]]:
         "long calculations": made(partial(new_long, equations), long),
         "drills": made(new_drill, drilled),
     }
-    counts = {name: len(some) for name, some in found.items()}
-    short = [turns for name in ALONE for turns in found.pop(name)]
-    rng.shuffle(short)
     conversations = [turns for some in found.values() for turns in some]
-    conversations += [sum(short[i : i + TOGETHER], []) for i in range(0, len(short), TOGETHER)]
     rng.shuffle(conversations)
-    return conversations, counts
+    return conversations, {name: len(some) for name, some in found.items()}
 
 
 def made(make: Callable, wanted: list[tuple]) -> list:
