@@ -129,7 +129,7 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
     talk = [{"conversations": conversation(f"你好{number}", "你好！")} for number in range(2000)]
     write_jsonl(data / "sft_512.jsonl", talk)
     shares = {"equations": 0.5, "reversed": 0.5, "words": 0.5, "conversations": 0.25}
-    found = reason(FullRunConfig(out_dir=tmp_path, variants=2, drills=30, long=5, **shares))
+    found = reason(FullRunConfig(out_dir=tmp_path, variants=2, drills=30, long_calculations=5, **shares))
 
     def asked(name):
         return [turns[0]["content"] for turns in read_conversations(data / f"{name}.jsonl")]

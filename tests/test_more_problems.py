@@ -14,7 +14,7 @@ from tools.claims import claims
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import spell_chain
 from tools.long_calculations import ASKED, as_asked, joined, long_calculation
-from tools.more_problems import Amounts, main, more_problems, new_reversed
+from tools.more_problems import Amounts, drilled_kinds, main, more_problems, new_reversed
 from tools.other_numbers import result_kinds
 from tools.problems import EQUATION_ALONE, Problem, equation_alone, read_problem, worked
 from tools.variants import drill, exchangeable, variant
@@ -110,7 +110,7 @@ def test_the_file_holds_all_and_is_the_same_for_the_same_seed(tmp_path, capsys):
     for seed in (0, 0, 1):
         out = tmp_path / f"more{seed}.jsonl"
         flags = f"--data_path {tmp_path / 'worked.jsonl'} --out {out} --variants 3 --drills 20 --seed {seed}"
-        main([*flags.split(), "--equations", "0.8", "--reversed", "0.4", "--long", "6"])
+        main([*flags.split(), "--equations", "0.8", "--reversed", "0.4", "--long_calculations", "6"])
         texts.append(out.read_text(encoding="utf-8"))
     assert texts[0] == texts[1] != texts[2]
     assert (
@@ -194,6 +194,8 @@ def test_a_share_of_the_conversations_in_words_is_kept():
         ("8-2", "×", "9-4", "(8-2)×(9-4)"),
         ("2", "÷", "1/3", "2÷(1/3)"),
         ("1/2", "+", "8-5", "1/2+8-5"),
+        ("3×(8-2)", "×", "2×(9-(2+1))", "3×(8-2)×2×(9-(2+1))"),
+        ("9", "-", "2×(3-1)", "9-2×(3-1)"),
     ],
 )
 def test_equations_are_joined_with_the_brackets_they_need(a, operator, b, expression):
@@ -207,11 +209,21 @@ def test_a_long_calculation_asks_for_what_it_answers():
         problem = long_calculation(equations, rng)
         found.append(problem.equation)
         assert any(problem.question == form.format(as_asked(problem.equation)) for form in ASKED)
-        steps, result = spell_chain(problem.equation)
-        assert result == problem.answer and value(result) > 0 and len(steps) > 1
+        exact = problem.question.strip("算一脱式计的值多少？：。=")
+        exact = re.sub(r"\d+(?:\.\d+)?", r"Fraction('\g<0>')", exact).replace("%", "/100")
+        assert value(problem.answer) == eval(exact, {"Fraction": Fraction}) > 0
+        assert len(spell_chain(problem.equation)[0]) > 1
+        assert not re.search(r"\(\d+÷\d+\)", problem.equation)  # asked as (3/4), it would be the fraction
     assert len(set(found)) > 190 and len({re.sub(r"[\d.]+", "", equation) for equation in found}) > 50
     assert long_calculation(["3÷0"], rng) is None
 
 
 def test_no_long_calculation_is_worded_like_a_held_out_problem():
     assert {use_of(form.format("(12+30)*4")) for form in ASKED} == {"worked"}
+
+
+def test_kinds_that_are_harder_are_drilled_twice_as_often():
+    assert drilled_kinds([Problem("", "8-2+3×(1/2)", "7.5"), Problem("", "36×25%", "9")]) == [
+        *(calculations := [("8", "-", "2"), ("3", "×", "(1/2)"), ("6", "+", "(3/2)"), ("36", "×", "25%")]),
+        *calculations[1:],
+    ]

@@ -111,9 +111,10 @@ def mix(path: Path, other: Path, to: Path, times: float) -> None:
 def reason(config) -> dict:
     """From r1_1024 and r1_val the files that reasoning is learned from; returns how many of what they have.
 
-    plain_mixed: R1 as it is. worked_mixed: worked out, with variants and drills. equations_mixed: the same
-    without calculations. All are mixed with --conversations times as many bytes of sft_512. worked_reward:
-    other problems, with REWARD_VARIANTS of each; R1 as it is where there are none. problems: held out of all.
+    plain_mixed: R1 as it is. worked_mixed: worked out, with more problems made of it. equations_mixed: the
+    same without calculations. All are mixed with --conversations times as many bytes of sft_512.
+    worked_reward: other problems, with REWARD_VARIANTS of each; R1 as it is where there are none. problems:
+    held out of all.
     """
     folder = config.out_dir / "data"
     found, counts = work_out(folder / "r1_1024.jsonl")

@@ -1,18 +1,18 @@
 """Calculations of several numbers as problems: (12+30)*(4/7)=多少？
 
-Such problems say their equation themselves. To copy it number by number takes practice all the same, and the
-word problems have few of them. None is asked for in the words of problems that are held out.
+The question already says the equation. To copy it takes practice all the same, and few word problems have so
+many numbers. No wording is a held-out one, but some of those ask for calculations too: 计算：9*99*999=。
 """
 
 import random
 import re
 
-from tools.exact_numbers import CannotSpell, value
+from tools.exact_numbers import NUMBER, CannotSpell, value
 from tools.expressions import TOKEN, spell_chain
 from tools.other_numbers import like, unbracketed
 from tools.problems import Problem
 
-JOINED = (1, 1, 2, 2, 3)  # equations
+EQUATIONS_JOINED = (1, 1, 2, 2, 3)  # one of these, each as likely
 LONGEST = 70  # characters
 TRIES = 300  # draws of equations and numbers for one calculation
 ASKED = ("{}=", "{}=。", "{}=多少？", "算一算：{}=", "脱式计算：{}。", "计算{}的值。")
@@ -22,7 +22,7 @@ def long_calculation(equations: list[str], rng: random.Random) -> Problem | None
     """Up to three of the equations joined, with other numbers: at least two steps, and a result above 0. None
     where TRIES draws found none."""
     for _ in range(TRIES):
-        chosen = rng.choices(equations, k=rng.choice(JOINED))
+        chosen = rng.choices(equations, k=rng.choice(EQUATIONS_JOINED))
         expression, *others = (with_other_numbers(equation, rng) for equation in chosen)
         for other in others:
             expression = joined(expression, rng.choice("+-×÷"), other)
@@ -30,7 +30,9 @@ def long_calculation(equations: list[str], rng: random.Random) -> Problem | None
             steps, result = spell_chain(expression)
         except CannotSpell:
             continue
-        if len(steps) > 1 and len(expression) <= LONGEST and not result.startswith("-") and value(result):
+        is_clear = not re.search(r"\(\d+÷\d+\)", expression)  # asked as (3/4), it would be the fraction
+        is_positive = not result.startswith("-") and value(result) > 0
+        if len(steps) > 1 and len(expression) <= LONGEST and is_clear and is_positive:
             return Problem(rng.choice(ASKED).format(as_asked(expression)), expression, result)
     return None
 
@@ -38,18 +40,19 @@ def long_calculation(equations: list[str], rng: random.Random) -> Problem | None
 def with_other_numbers(equation: str, rng: random.Random) -> str:
     """'3×(8-2)' -> '5×(6-4)'"""
 
-    def other(token):
-        number = unbracketed(token[0])
-        return token[0].replace(number, like(number, rng)) if number[:1].isdigit() else token[0]
+    def other(found):
+        number = unbracketed(found[0])
+        return found[0].replace(number, like(number, rng))
 
-    return TOKEN.sub(other, equation)
+    return re.sub(rf"(?<!\^){NUMBER}", other, equation)  # the 2 of ^2 stays
 
 
 def joined(a: str, operator: str, b: str) -> str:
     """'3+4', '÷', '5×6' -> '(3+4)÷(5×6)'"""
     if operator in "×÷":
         a, b = (f"({one})" if re.search(r"^\d+/\d+$|[-+]", outside(one)) else one for one in (a, b))
-    if re.search({"-": "[-+]", "÷": "[×÷]"}.get(operator, "(?!)"), outside(b)):
+    splits = {"-": "[-+]", "÷": "[×÷]"}
+    if operator in splits and re.search(splits[operator], outside(b)):
         b = f"({b})"
     return a + operator + b
 

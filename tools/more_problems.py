@@ -41,7 +41,7 @@ class Amounts(Flags):
     variants: int = flag(4, "of each word problem, at most", least=0)
     equations: float = flag(0.5, "share of the variants without their calculations", least=0, most=1)
     reversed: float = flag(0.0, "share of these that are reversed, if they can be", least=0, most=1)
-    long: int = flag(0, "calculations of several numbers, without their steps", least=0)
+    long_calculations: int = flag(0, "calculations of several numbers, without their steps", least=0)
     drills: int = flag(40_000, "single calculations", least=0)
     words: float = flag(1.0, "share of the conversations without an equation", least=0, most=1)
     seed: int = flag(42, "of all random draws", least=0)
@@ -58,12 +58,10 @@ def more_problems(given: list, amounts: Amounts) -> tuple[list, dict[str, int]]:
     rng, pairs = random.Random(amounts.seed), [(turns, read_problem(turns)) for turns in given]
     problems = [problem for _, problem in pairs if problem]
     in_words = [turns for turns, problem in pairs if not problem]
-    kinds = [calculation for problem in problems for calculation in calculations(problem)]
-    kinds += [kind for kind in kinds if re.search("[./%]", "".join(kind))]  # drilled twice as often
+    kinds = drilled_kinds(problems)
     wanted = [(rng.random(), problem) for _ in range(amounts.variants) for problem in problems]
     drilled = [(rng.random(), rng.choice(kinds)) for _ in range(amounts.drills if kinds else 0)]
-    equations = [problem.equation for problem in problems]
-    long = [rng.random() for _ in range(amounts.long if problems else 0)]
+    long = [rng.random() for _ in range(amounts.long_calculations if problems else 0)]
     alone = round(len(wanted) * amounts.equations)  # the first of each problem's variants
     turned = round(alone * amounts.reversed)
     found = {
@@ -72,7 +70,7 @@ def more_problems(given: list, amounts: Amounts) -> tuple[list, dict[str, int]]:
         "variants": made(partial(new_problem, worked), wanted[alone:]),
         "equations": made(partial(new_problem, equation_alone), wanted[turned:alone]),
         "reversed": made(new_reversed, wanted[:turned]),
-        "long calculations": made(partial(new_long, equations), long),
+        "long calculations": made(partial(new_long, [problem.equation for problem in problems]), long),
         "drills": made(new_drill, drilled),
     }
     conversations = [turns for some in found.values() for turns in some]
@@ -80,7 +78,13 @@ def more_problems(given: list, amounts: Amounts) -> tuple[list, dict[str, int]]:
     return conversations, {name: len(some) for name, some in found.items()}
 
 
-def made(make: Callable, wanted: list[tuple]) -> list:
+def drilled_kinds(problems: list[Problem]) -> list[tuple[str, str, str]]:
+    """The calculations of the problems, and the harder ones again: fractions, decimals, percentages."""
+    kinds = [calculation for problem in problems for calculation in calculations(problem)]
+    return kinds + [kind for kind in kinds if re.search("[./%]", "".join(kind))]
+
+
+def made(make: Callable, wanted: list) -> list:
     """What make(one) returns for each that is wanted and can be made, in order, by all cores."""
     if len(wanted) < ENOUGH_FOR_CORES:
         return [turns for turns in map(make, wanted) if turns]
