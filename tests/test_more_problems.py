@@ -62,6 +62,8 @@ def test_a_number_that_the_question_does_not_name_stays():
 def test_a_number_of_the_question_that_may_be_a_formula_s_stays():
     narrow = Problem("长方形的长是18米，宽是2米，周长是几米？", "(18+2)×2", "40")
     assert exchangeable(narrow) == ["18"]
+    cubed = Problem("一个正方体的棱长是3米，体积是几立方米？", "3^3", "27")
+    assert exchangeable(cubed) == ["3"] and variant(cubed, random.Random(0)).equation.endswith("^3")
     square = Problem("正方形的边长是4米，周长是几米？", "4×4", "16")
     assert exchangeable(square) == [] and variant(square, random.Random(0)) is None
     more = Problem("小红有36张，小明比她多25%，小明有几张？", "36×25%+36", "45")

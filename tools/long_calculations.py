@@ -7,9 +7,9 @@ many numbers. No wording is a held-out one, but some of those ask for calculatio
 import random
 import re
 
-from tools.exact_numbers import NUMBER, CannotSpell, value
+from tools.exact_numbers import CannotSpell, value
 from tools.expressions import TOKEN, spell_chain
-from tools.other_numbers import like, unbracketed
+from tools.other_numbers import NUMBERS, like, unbracketed
 from tools.problems import Problem
 
 EQUATIONS_JOINED = (1, 1, 2, 2, 3)  # one of these, each as likely
@@ -44,7 +44,7 @@ def with_other_numbers(equation: str, rng: random.Random) -> str:
         number = unbracketed(found[0])
         return found[0].replace(number, like(number, rng))
 
-    return re.sub(rf"(?<!\^){NUMBER}", other, equation)  # the 2 of ^2 stays
+    return NUMBERS.sub(other, equation)
 
 
 def joined(a: str, operator: str, b: str) -> str:

@@ -7,7 +7,7 @@ import re
 from tools.arithmetic import result_of
 from tools.exact_numbers import NUMBER, value
 
-NUMBERS = re.compile(NUMBER)
+NUMBERS = re.compile(rf"(?<!\^){NUMBER}")  # the 2 of 3^2 is none
 
 
 def like(number: str, rng: random.Random) -> str:
