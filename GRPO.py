@@ -37,7 +37,6 @@ PROBED = 128  # held-out questions
 @dataclass(frozen=True)
 class GRPOConfig(TrainConfig):
     group_size: int = flag(8, "replies to each question", least=2)
-    temperature: float = flag(1.0, "of the sampling", above=0)
     max_new_tokens: int = flag(256, "tokens in a reply, at most", least=1)
 
 
@@ -72,8 +71,8 @@ class SampledRows(torch.utils.data.Dataset):
             if len(prompt) <= longest and any(map(str.isdigit, final_answer(expected)))
         ]
         if not self.questions:
-            expected = f"expected questions of at most {longest} tokens whose answer has a number, found none"
-            raise UserError(f"{rows.cache.about['file']}: {expected}")
+            fitting = f"of at most {longest} tokens (--max_seq_len less --max_new_tokens)"
+            raise UserError(f"{config.data_path}: expected questions {fitting} whose answer is a number")
         self.rewards = Rewards(config)  # and more of what was sampled, for the log
 
     def __len__(self):
@@ -84,7 +83,7 @@ class SampledRows(torch.utils.data.Dataset):
         config, size = self.config, self.config.group_size
         asked = [self.questions[number] for number in numbers for _ in range(size)]
         seed = int(np.random.default_rng([config.seed, *numbers]).integers(2**62))
-        sampling = Sampling(config.temperature, max_new_tokens=config.max_new_tokens, seed=seed)
+        sampling = Sampling(temperature=1.0, max_new_tokens=config.max_new_tokens, seed=seed)
         replies = generate(self.model, [prompt for prompt, _ in asked], sampling, batch_size=len(asked))
         judged = judge(map(self.cache.tokenizer.decode, replies), asked)
         rewards = np.array([self.reward(verdict) for verdict in judged]).reshape(-1, size)

@@ -123,8 +123,8 @@ class PackedRows(torch.utils.data.Dataset):
         parts = [self.segments(documents[begin : begin + 2**20]) for begin in range(0, len(documents), 2**20)]
         self.starts, self.lengths = (np.concatenate(arrays) for arrays in zip(*parts))
         if not len(self.starts):
-            found = f"no document has a token of the loss within --max_seq_len ({row_length})"
-            raise UserError(f"{cache.about['file']}: {found}")
+            found = f"none of {len(documents)} documents has a token of the loss within --max_seq_len"
+            raise UserError(f"{cache.about['file']}: {found} ({row_length})")
         self.order, self.first_segment = pack(self.lengths, row_length, seed)
         self.useful = int(self.lengths.sum())  # positions that are not padding
         self.fingerprint = hash_arrays(self.starts, self.lengths, self.order, self.first_segment)

@@ -52,7 +52,8 @@ RECIPE = EvalConfig(**SAMPLED, seed=42)
 def load(config: EvalConfig):
     """(model, tokenizer) of the stage that the flags name."""
     stage, folders = MODES[config.model_mode]
-    advice = f"run {stage}.py first, or pass --model_dir (python quickstart.py makes out/quickstart/{stage})"
+    quickstart = "quickstart.py --reward" if stage == "GRPO" else "quickstart.py"
+    advice = f"run {stage}.py first, or pass --model_dir (python {quickstart} makes out/quickstart/{stage})"
     if config.model_dir:
         folders, advice = [config.model_dir], "expected the folder of a checkpoint, such as out/SFT"
     folder = find_checkpoint(folders, advice)

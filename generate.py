@@ -58,14 +58,15 @@ def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.
 
 @torch.inference_mode()
 def stream(
-    model, prompts: list[list[int]], sampling: Sampling, shared: dict | None = None
+    model, prompts: list[list[int]], sampling: Sampling, shared: dict | None = None, generator=None
 ) -> Iterator[list[int]]:
-    """Yield one id for each of B prompts per step, until each reply ends, has `max_new_tokens` or fills the
-    context.
+    """Yield one id for each of B prompts per step, until each reply ends or has `max_new_tokens`, or that to
+    the longest prompt fills the context.
 
-    prompts: B lists of ids; shared: a dict that calls with the same weights share, for `decoding_of`. A reply
-    that has ended goes on with end tokens; once half of the replies in the batch have ended, they leave it.
-    Raises UserError for a prompt that leaves no room.
+    prompts: B lists of ids; shared: a dict that calls with the same weights share, for `decoding_of`;
+    generator: of the draws (default: one that begins at the seed). A reply that has ended goes on with end
+    tokens; once half of the replies have ended, they leave the batch. Raises UserError for a prompt that
+    leaves no room.
     """
     config, device = model.config, model.lm_head.weight.device
     longest, context = max(map(len, prompts)), config.max_position_embeddings
@@ -78,7 +79,7 @@ def stream(
     cache = KVCache(config, len(prompts), length, device, model.lm_head.weight.dtype, padding)
     padded = [[config.pad_token_id] * count + prompt for count, prompt in zip(missing, prompts)]
     logits = model(torch.tensor(padded, device=device), cache=cache, last_only=True)[:, -1]  # (B, V)
-    generator = torch.Generator(device).manual_seed(sampling.seed)
+    generator = generator or torch.Generator(device).manual_seed(sampling.seed)
     decode = decoding_of(model, cache, {} if shared is None else shared)  # the model's forward, or faster
     active, end = list(range(len(prompts))), config.eos_token_id  # the replies that are in the batch
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
@@ -113,19 +114,18 @@ def generate(model, prompts, sampling: Sampling, batch_size=0, shows_progress=Fa
     """
     batch_size, unfinished = batch_size or sequences_together(model), set(range(len(prompts)))
     replies, end, shared = [[] for _ in prompts], model.config.eos_token_id, {}
+    generator = torch.Generator(model.lm_head.weight.device).manual_seed(sampling.seed)
     with tqdm(total=len(prompts), unit="reply", disable=None if shows_progress else True, leave=False) as bar:
         for chosen in batches_of_like_length(prompts, replies, unfinished, batch_size):
             left = sampling.max_new_tokens - len(replies[chosen[0]])  # some were cut short by a longer prompt
             asked, steps, before = [prompts[number] + replies[number] for number in chosen], [], bar.n
-            for ids in stream(model, asked, replace(sampling, max_new_tokens=left), shared):
+            for ids in stream(model, asked, replace(sampling, max_new_tokens=left), shared, generator):
                 steps.append(ids)
                 bar.update(before + ids.count(end) - bar.n)
             for number, more in zip(chosen, zip(*steps)):
                 replies[number] += more[: more.index(end)] if end in more else more
-                full = min(
-                    sampling.max_new_tokens, model.config.max_position_embeddings - len(prompts[number])
-                )
-                if end in more or len(replies[number]) == full:
+                room = model.config.max_position_embeddings - len(prompts[number])
+                if end in more or len(replies[number]) == min(sampling.max_new_tokens, room):
                     unfinished.discard(number)
             bar.update(before + len(set(chosen) - unfinished) - bar.n)
     return replies

@@ -207,9 +207,9 @@ class WeakWater(nn.Module):
         hidden = self.model(input_ids, mask, cache)  # (B, T, C)
         if labels is None:
             return self.lm_head(hidden[:, -1:] if last_only else hidden)  # (B, T or 1, V)
-        # sum(loss_weights * F.cross_entropy(self.lm_head(hidden), labels)), never holding all logits
-        labels, loss_weights = labels.flatten(), loss_weights.flatten()
-        return chunked_cross_entropy(self.lm_head, hidden.flatten(0, 1), labels, loss_weights)
+        hidden, labels, loss_weights = hidden.flatten(0, 1), labels.flatten(), loss_weights.flatten()
+        # (loss_weights * F.cross_entropy(self.lm_head(hidden), labels, reduction="none")).sum(), in chunks
+        return chunked_cross_entropy(self.lm_head, hidden, labels, loss_weights)
 
     def num_parameters(self) -> int:
         return sum(parameter.numel() for parameter in self.parameters())

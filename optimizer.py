@@ -40,8 +40,8 @@ def make_optimizers(model, weight_decay: float, embedding_rate: float, dtype=tor
 def update(optimizers, lr: float, is_sound: torch.Tensor) -> None:
     """One step of each optimizer at the learning rate `lr`.
 
-    Where the boolean `is_sound` is false, gradients and rate become 0: weights stay, momenta decay. Both are
-    tensors of the device: an `if` would make each step wait for it.
+    Where the boolean `is_sound` is false, gradients and rate become 0: weights stay, momenta decay. It is a
+    tensor of the device, and so is the rate: an `if` would make each step wait for the device.
     """
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -142,9 +142,9 @@ def main(argv=None):
     told = heard(print_conversations, stages, folder, config)
     print_table(trained, COLUMNS)
     page = write_pipeline_report(folder, trained, COLUMNS, told, [it.folder for it in stages.values()])
-    last = folder / stage.folder
+    last, mode = folder / stage.folder, len(stages) - 1
     print(f"{report.parts['seconds']:.0f} seconds in all, {speed} useful tokens a second in training")
-    print(f"chat with it: python eval_model.py --model_dir {last} --temperature 0")
+    print(f"chat with it: python eval_model.py --model_mode {mode} --model_dir {last} --temperature 0")
     print(f"all numbers: {report.path} | charts: {last / 'charts'} | all on one page: {page}")
 
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 MOST_TOGETHER = {"cpu": 128, "cuda": 1024}  # beyond that, a step takes as much longer as it does more
-PACKED_FOR = 16  # vectors at a time, to oneDNN; as good for any number of them as an order of its own
+PACKED_FOR = 16  # vectors at a time: oneDNN's order for so many is as good for any other number
 
 
 def decoding_of(model, cache, shared: dict):

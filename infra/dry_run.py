@@ -48,7 +48,7 @@ def dry_run(train, model, rows, config, validation=None, probe=None) -> dict:
     total_steps = config.total_steps(len(rows))
     if total_steps < 2:
         found = f"found a run of {total_steps} step, expected at least 2 to be timed"
-        raise UserError(f"{found}: more data, or a smaller --batch_size")
+        raise UserError(f"{found}: more data or --max_steps, or a smaller --batch_size")
     fitting, first = find_fitting(train, model, rows, config, validation)
     total_steps = fitting.total_steps(len(rows))  # half of an odd number is less
     largest = largest_batch(model, fitting.batch_size, first.state_bytes)

@@ -13,7 +13,7 @@ def hold_out(ends: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
     ends (documents): where each document's tokens end in the cache.
     """
-    lengths, most = np.diff(ends, prepend=0), max(1, int(len(ends) * HELD_OUT_SHARE))
+    lengths, most = np.diff(ends, prepend=0), max(1, int(len(ends) * HELD_OUT_SHARE))  # documents
     drawn = np.random.default_rng(seed).choice(len(ends), min(most, HELD_OUT_TOKENS), replace=False)
     count = max(1, np.searchsorted(np.cumsum(lengths[drawn]), HELD_OUT_TOKENS))
     return np.delete(np.arange(len(ends), dtype=np.int32), drawn[:count]), np.sort(drawn[:count])

@@ -1,4 +1,4 @@
-"""Questions with a known answer, from rows or from a file, and how many of them replies get right."""
+"""Questions with a known answer, from rows or from a file, and which of their replies are right."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -27,8 +27,9 @@ def first_questions(rows, most: int) -> list[Question]:
         if len(found) == most:
             break
     if not found:
-        expected = "expected held-out conversations with one reply to probe with, found none"
-        raise UserError(f"{rows.cache.about['file']}: {expected}")
+        expected = f"expected conversations whose first reply ends within --max_seq_len ({rows.row_length})"
+        found = f"found none among {len(rows.documents)} (another --val_path may have some)"
+        raise UserError(f"{rows.cache.about['file']}: {expected}, {found}")
     return found
 
 

@@ -13,7 +13,7 @@ from infra.distributed import all_reduce_sum
 from infra.files import write_atomically
 
 STATE = "training_state.pt"
-MAY_DIFFER = {  # flags that change neither the weights nor the order of the data
+MAY_DIFFER = {  # flags that change neither the weights, but for rounding, nor the order of the data
     "data_path", "val_path", "tokenizer", "preset", "init_from", "out_dir", "cache_dir", "device", "compile",
     "num_workers", "log_every", "eval_every", "save_every", "resume", "dry_run", "skip_bad_lines",
     "use_wandb",

@@ -8,6 +8,7 @@ import numpy as np
 
 from infra.divergence import Diverged, advice
 from infra.metrics import read_metrics
+from infra.resume import STATE
 
 FALLEN_APART, ENOUGH = 0.5, 128  # of the well-formed share at the beginning; replies to judge it by
 
@@ -28,7 +29,9 @@ class Rewards:
 
     def __init__(self, config):
         self.config, self.values, self.last = config, defaultdict(list), deque(maxlen=ENOUGH)
-        logged = read_metrics(Path(config.out_dir) / "metrics.jsonl") if config.resume else []
+        folder = Path(config.out_dir)
+        goes_on = config.resume and (folder / STATE).is_file()
+        logged = read_metrics(folder / "metrics.jsonl") if goes_on else []
         name = "sampled_well_formed"
         self.well_formed_at_first = next((line[name] for line in logged if name in line), None)
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from infra.choices import has_choices, score_choices
+from infra.cli import UserError
 from infra.files import write_json
 from infra.jsonl import detect_field
 from infra.likelihood import text_loss
@@ -21,6 +22,8 @@ def score_file(model, tokenizer, config, prompt_ids: Callable, judged_replies: C
     """
     to_prompt = partial(prompt_ids, tokenizer)
     path, is_base = config.score, config.model_mode == 0  # a base model continues the text of a question
+    if config.score_out:
+        Path(config.score_out).parent.mkdir(parents=True, exist_ok=True)
 
     def ask(text: str) -> list[int]:
         return prompt_of(text, tokenizer, prompt_ids, is_base)
@@ -29,7 +32,11 @@ def score_file(model, tokenizer, config, prompt_ids: Callable, judged_replies: C
         return score_choices(model, tokenizer, path, ask, space=" " if is_base else "")
     if detect_field(path) == "text":
         return text_loss(model, tokenizer, list(read_all(path, "text")), shows_progress=True)
-    questions = read_questions(path, to_prompt)
+    questions, context = read_questions(path, to_prompt), model.config.max_position_embeddings
+    for number, (prompt, _) in enumerate(questions, 1):
+        if len(prompt) >= context:
+            found = f"question {number} has {len(prompt)} tokens, expected at most {context - 1}"
+            raise UserError(f"{path}: {found}: the model's context is {context}")
     judged = judged_replies(model, tokenizer, questions, config.max_new_tokens, shows_progress=True)
     asked = [{"expected": expected, **one} for one, (_, expected) in zip(judged, questions)]
     return {"questions": len(judged), **shares(judged)}, asked

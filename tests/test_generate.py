@@ -136,6 +136,12 @@ def test_same_seed_gives_the_same_reply_and_another_seed_another():
     assert first == again != other
 
 
+def test_a_batch_does_not_repeat_the_draws_of_the_one_before():
+    sampling = Sampling(temperature=1.0, max_new_tokens=20, seed=1)
+    replies = generate(tiny_model(), [[1, 50]] * 6, sampling, batch_size=2)
+    assert len(set(map(tuple, replies))) == 6
+
+
 # ---- replies ----
 
 

@@ -16,6 +16,7 @@ from infra.cli import UserError
 from infra.divergence import Diverged
 from infra.files import write_text
 from infra.metrics import read_metrics
+from infra.resume import STATE
 from infra.rewards import Rewards, teaches
 from infra.tokenizer import EOS
 from trainer import step_totals, train
@@ -243,9 +244,10 @@ def test_a_resumed_run_compares_with_the_first_replies_of_all(tmp_path):
     (tmp_path / "run").mkdir()
     write_text(tmp_path / "run/metrics.jsonl", '{"loss": 1}\n{"sampled_well_formed": 0.9}\n')
     few = [{"is_right": False, "is_well_formed": number < 50} for number in range(128)]
-    for resume in False, True:
-        rewards = Rewards(grpo_run(tmp_path / "run", resume=resume))
-        with pytest.raises(Diverged, match="39% of .* 90% were at first") if resume else nullcontext():
+    for resume, has_state in (False, True), (True, False), (True, True):
+        (tmp_path / "run" / STATE).write_bytes(b"") if has_state else (tmp_path / "run" / STATE).unlink()
+        rewards, goes_on = Rewards(grpo_run(tmp_path / "run", resume=resume)), resume and has_state
+        with pytest.raises(Diverged, match="39% of .* 90% were at first") if goes_on else nullcontext():
             rewards.add(np.zeros((2, 4)), few, [5] * 8, entropy=None)
 
 
@@ -264,7 +266,7 @@ FLAGS = "--batch_size 2 --max_seq_len 256 --max_new_tokens 16 --group_size 2 --m
 
 
 def test_the_script_leaves_a_checkpoint_metrics_and_charts(folder, data, capsys):
-    last = GRPO.main(f"{FLAGS} --data_path {data['r1']} --eval_every 1 --temperature 0.9".split())
+    last = GRPO.main(f"{FLAGS} --data_path {data['r1']} --eval_every 1".split())
     assert (folder / "out/GRPO/model.safetensors").is_file()
     charts = {path.name for path in (folder / "out/GRPO/charts").iterdir()}
     assert charts == {"loss_GRPO.png", "lr_GRPO.png", "epoch_Time_GRPO.png", "reward_GRPO.png"}
@@ -288,13 +290,11 @@ def test_what_cannot_be_is_refused(folder, data):
         GRPO.main(["--num_workers", "2", "--data_path", str(data["r1"])])
     talk = [{"conversations": conversation(f"你好{number}", "你好！")} for number in range(30)]
     path = write_jsonl(folder / "talk.jsonl", talk)
-    with pytest.raises(
-        UserError, match="questions of at most 240 tokens whose answer has a number, found none"
-    ):
+    with pytest.raises(UserError, match="questions of at most 240 tokens .* whose answer is a number"):
         GRPO.main(f"{FLAGS} --data_path {path}".split())
 
 
 def test_group_of_one_and_other_impossible_flags_are_refused(tmp_path):
-    for wrong in ({"group_size": 1}, {"temperature": 0.0}, {"max_new_tokens": 0}):
+    for wrong in ({"group_size": 1}, {"max_new_tokens": 0}):
         with pytest.raises(UserError):
             replace(grpo_run(tmp_path), **wrong)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import small_run, tiny_model, write_jsonl
+from conftest import conversation, small_run, tiny_model, write_jsonl
 
 import eval_model
 from dataset import PackedRows, open_tokens, prompt_ids
@@ -123,6 +123,18 @@ def test_texts_are_scored_by_their_loss(checkpoint, tokenizer, capsys):
         f"perplexity {report['perplexity']:.4f}",
         f"bits_per_byte {report['bits_per_byte']:.4f}",
     ]
+
+
+def test_question_beyond_the_context_is_refused_before_any_is_asked(checkpoint, tmp_path):
+    folder, model = checkpoint
+    long = "长" * model.config.max_position_embeddings
+    documents = [{"conversations": conversation(text, "7")} for text in ("3+4", long)]
+    path, out = write_jsonl(tmp_path / "a.jsonl", documents), tmp_path / "new" / "out.json"
+    flags = [f"--model_dir={folder}", "--device=cpu", f"--score_out={out}"]
+    with pytest.raises(UserError, match=r"a.jsonl: question 2 has \d+ tokens, expected at most 127"):
+        eval_model.main([f"--score={path}", *flags])
+    eval_model.main([f"--score={write_jsonl(path, documents[:1])}", *flags])
+    assert json.loads(out.read_text(encoding="utf-8"))["questions"] == 1
 
 
 BROKEN = [

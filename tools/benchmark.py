@@ -48,7 +48,6 @@ from infra.jsonl import detect_field
 from infra.text_sample import sample_lines, texts_of
 from tools.chat_speed import measure_chat
 from tools.measures import (
-    OPTIMIZERS,
     BenchmarkConfig,
     measure_generate,
     measure_learn,
@@ -89,15 +88,12 @@ def in_a_process(what: str, candidate: str, config: BenchmarkConfig) -> dict:
         return pool.submit(measure, what, candidate, config).result()
 
 
-def candidates(what: str, config: BenchmarkConfig, device: torch.device, only=()) -> list[str]:
+def candidates(what: str, device: torch.device, only=()) -> list[str]:
     """The names of what to measure. Raises UserError for unknown ones, or if nothing is left."""
     known = CANDIDATES[what][1]
     if unknown := sorted(set(only) - set(known)):
         raise UserError(f"--only {unknown} is unknown to {what}, expected some of {known}")
     names = list(only or known)
-    if config.optimizer:
-        theirs = [name for name in names if optimizer_of(name) == OPTIMIZERS[config.optimizer]]
-        names = [name for name in names if name.startswith("weakwater") or name in theirs]
     if device.type != "cpu" or not find_spec("llama_cpp"):
         names = [name for name in names if name != "llama.cpp"]
     if not names:
@@ -106,7 +102,7 @@ def candidates(what: str, config: BenchmarkConfig, device: torch.device, only=()
 
 
 def optimizer_of(candidate: str) -> str:
-    return OPTIMIZERS["adamw" if candidate.endswith(", AdamW") else "ours"]
+    return "AdamW" if candidate.endswith(", AdamW") else "Muon and AdamW"
 
 
 def prepare(config: BenchmarkConfig, folder: Path) -> BenchmarkConfig:
@@ -177,7 +173,7 @@ def main(argv=None):
     what, only = args.pop("what"), args.pop("only")
     config = BenchmarkConfig(**args)
     device = pick_device(config.device)
-    names = candidates(what, config, device, only)
+    names = candidates(what, device, only)
     with tempfile.TemporaryDirectory() as folder:
         compare(what, names, prepare(config, Path(folder)), device)
 

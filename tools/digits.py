@@ -7,7 +7,7 @@ them, then 进 or 借 where one is carried or borrowed, else a comma; a last 进
     345+278~583进472进326=623   503-278~385借072借522=225   95+7~572进900进1=102
 Of a product by one digit: the digit, its product, and that with what was carried:
     346×7~64242,42832,32124=2422
-A product, one digit after the other of the number with fewer digits, the first one first:
+A product, one digit after the other of the number with fewer digits other than 0, the first one first:
     66×52:66×5~63030,63033=330,66×2~61212,61213=132,3300+132~022,033,314,303=3432得3432
 Zeros at the end of a factor are left out, then written again:
     2400×60:24×6~42424,21214=144得144000

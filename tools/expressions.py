@@ -29,7 +29,7 @@ def spell_chain(expression, allows=lambda index, step: True):
     result = chain(tokens, add, "+-")
     if tokens:
         raise CannotSpell("not an expression")
-    return steps, result.strip("()") if "/" in result else result
+    return steps, result.strip("()") if result.startswith("(") else result
 
 
 def chain(tokens, add, operators):

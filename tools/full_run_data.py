@@ -142,7 +142,7 @@ def sample_own(config) -> dict:
     data = config.out_dir / "data"
     model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / "worked"), device=config.device))
     asked = list(islice(read_conversations(data / "worked_reward.jsonl"), OWN_QUESTIONS))
-    sampling = Sampling(temperature=1.0, max_new_tokens=min(256, config.max_new_tokens), seed=config.seed)
+    sampling = Sampling(temperature=1.0, max_new_tokens=config.max_new_tokens, seed=config.seed)
     found, counts = own_replies(model, tokenizer, asked, OWN_REPLIES, sampling)
     write_conversations(data / "own.jsonl", found)
     mix(data / "own.jsonl", data / "sft_512.jsonl", data / f"{OWN}.jsonl", config.conversations)

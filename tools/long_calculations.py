@@ -11,6 +11,7 @@ from tools.exact_numbers import CannotSpell, value
 from tools.expressions import TOKEN, spell_chain
 from tools.other_numbers import NUMBERS, like, unbracketed
 from tools.problems import Problem
+from tools.reversed_problems import enclosed
 
 EQUATIONS_JOINED = (1, 1, 2, 2, 3)  # one of these, each as likely
 LONGEST = 70  # characters
@@ -49,19 +50,7 @@ def with_other_numbers(equation: str, rng: random.Random) -> str:
 
 def joined(a: str, operator: str, b: str) -> str:
     """'3+4', '÷', '5×6' -> '(3+4)÷(5×6)'"""
-    if operator in "×÷":
-        a, b = (f"({one})" if re.search(r"^\d+/\d+$|[-+]", outside(one)) else one for one in (a, b))
-    splits = {"-": "[-+]", "÷": "[×÷]"}
-    if operator in splits and re.search(splits[operator], outside(b)):
-        b = f"({b})"
-    return a + operator + b
-
-
-def outside(expression: str) -> str:
-    """What stands in no brackets: '3×(8-(2+1))' -> '3×'"""
-    while (shorter := re.sub(r"\([^()]*\)", "", expression)) != expression:
-        expression = shorter
-    return expression
+    return (enclosed(a, "×") if operator in "×÷" else a) + operator + enclosed(b, operator)
 
 
 def as_asked(expression: str) -> str:

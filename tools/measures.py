@@ -29,7 +29,6 @@ from train_tokenizer import LONGEST_TOKEN, train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU = torch.device("cpu")
-OPTIMIZERS = {"ours": "Muon and AdamW", "adamw": "AdamW"}
 PROMPT_TOKENS, NEW_TOKENS, TOGETHER = 256, 128, 32
 QUESTION_TOKENS, QUESTIONS = 64, 128  # as in scoring; with as many new tokens as the question has
 WARMUP_STEPS = 2
@@ -47,7 +46,6 @@ class BenchmarkConfig(TrainConfig):
     compile: bool = flag(False, "start: with torch.compile")
     name: str = flag("", "in the JSON's file name (default: cpu, or the card's)")
     vocab_size: int = flag(6400, "of a tokenizer to learn", above=0)
-    optimizer: str = flag("", "of transformers' Llama in train (default: both)", choices=list(OPTIMIZERS))
     steps: int = flag(4, "steps that are timed", above=0)
     rounds: int = flag(3, "turns of each candidate", above=0)
 

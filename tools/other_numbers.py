@@ -1,4 +1,4 @@
-"""Other numbers of the same kind: an integer stays an integer, a share below one, and each about its size."""
+"""Other numbers of the same kind: an integer stays an integer, a share below one."""
 
 import math
 import random
@@ -11,7 +11,7 @@ NUMBERS = re.compile(rf"(?<!\^){NUMBER}")  # the 2 of 3^2 is none
 
 
 def like(number: str, rng: random.Random) -> str:
-    """A number of the same kind and about the same size: 2400 -> 1800, 3/4 -> 2/5, 20% -> 40%"""
+    """A number of the same kind, of about as many digits: 2400 -> 1800, 10 -> 70, 3/4 -> 2/5, 20% -> 40%"""
     if number.endswith("%"):
         new = like(number[:-1], rng)
         return (new if float(new) < 100 or float(number[:-1]) >= 100 else number[:-1]) + "%"

@@ -5,8 +5,8 @@ Train a small model on a fixed number of positions with one thing changed; add i
     python tools/speedrun.py ... --change all --seeds 1 2        every change in turn, each with two seeds
     python tools/speedrun.py --table benchmarks/speedrun.jsonl   the results so far as a table, best first
 
-Runs of one seed and shape see the same rows in the same order. All are validated on the same held-out rows. A
-change that wins becomes the default of the training scripts, the others stay in tools/speedrun_changes.py.
+Runs of one seed and shape see the same rows in the same order. All are validated on the same held-out rows.
+Changes: tools/speedrun_changes.py; what those that were measured are worth: docs/speedrun.md.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What tools/speedrun.py changes, one thing at a time; docs/speedrun.md tells what each was worth."""
+"""What tools/speedrun.py changes, one thing at a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

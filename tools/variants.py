@@ -1,4 +1,4 @@
-"""Problems and calculations with other numbers of the same kinds and about the same size.
+"""Problems and calculations with other numbers of the same kinds.
 
 An integer stays an integer, a share stays below one, and so does each result on the way.
 """
