@@ -59,8 +59,8 @@ def orthogonalize(matrices: torch.Tensor, dtype=torch.float32, coefficients=NEWT
     x = x.mT if is_tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for a, b, c in coefficients:
-        gram = x @ x.mT  # the smaller one of the two
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = x @ x.mT  # the smaller one of the two; then x = a x + (b gram + c gram gram) x
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if is_tall else x).to(matrices.dtype)
 
 
