@@ -122,7 +122,7 @@ def main(argv=None):
     config = parse_args(MoreConfig(), __doc__, argv)
     given = list(read_conversations(config.data_path))
     if not any(map(read_problem, given)):
-        found = "expected worked word problems, found none: run tools/worked_r1.py first"
+        found = "expected worked word problems, found none: tools/worked_r1.py makes them of 列式计算：6×4=24"
         raise UserError(f"{config.data_path}: {found}")
     conversations, counts = more_problems(given, config)
     config.out.parent.mkdir(parents=True, exist_ok=True)
