@@ -163,7 +163,7 @@ def test_a_file_without_worked_problems_is_refused(tmp_path):
         '{"conversations": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n',
         encoding="utf-8",
     )
-    with pytest.raises(UserError, match="expected worked word problems, found none: tools/worked_r1.py makes"):
+    with pytest.raises(UserError, match="worked word problems, found none: tools/worked_r1.py makes"):
         main(["--data_path", str(tmp_path / "r1.jsonl"), "--out", str(tmp_path / "more.jsonl")])
 
 
