@@ -9,6 +9,7 @@ stay single. However large the file, only a sample of it is read, taken evenly f
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -62,9 +63,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, longest_token=LONGEST
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
-    """Write tokenizer.json and tokenizer_config.json, which hold all that transformers needs."""
-    write_tokenizer(tokenizer, folder, context, CHAT_TEMPLATE)
+save_tokenizer = partial(write_tokenizer, chat_template=CHAT_TEMPLATE)
 
 
 def main(argv=None):

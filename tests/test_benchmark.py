@@ -16,9 +16,10 @@ from infra.checkpoint import save_model
 from infra.cli import UserError
 from model import WeakWater, document_mask
 from tools import gpu_report
-from tools.benchmark import CANDIDATES, candidates, measure
-from tools.measures import BenchmarkConfig, generate_ours, train_ours, unpack
+from tools.benchmark import CANDIDATES, BenchmarkConfig, candidates, measure
+from tools.generate_speed import generate_ours
 from tools.peers import Peer, train_with_adamw, transformers_generator
+from tools.train_speed import train_ours, unpack
 
 ROOT = Path(__file__).resolve().parents[1]
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -30,7 +30,7 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
@@ -41,31 +41,41 @@ sys.path.insert(0, str(ROOT))
 import torch
 
 from Config import TrainConfig
-from infra.cli import UserError, add_flag, make_parser, run_script
+from infra.cli import UserError, add_flag, flag, make_parser, run_script
 from infra.device import pick_device, pick_dtype
 from infra.files import write_json
 from infra.jsonl import detect_field
 from infra.text_sample import sample_lines, texts_of
 from tools.chat_speed import measure_chat
-from tools.measures import (
-    BenchmarkConfig,
-    measure_generate,
-    measure_learn,
-    measure_start,
-    measure_tokenize,
-    measure_train,
-)
+from tools.data_speed import measure_learn, measure_start, measure_tokenize
+from tools.generate_speed import measure_generate
 from tools.sample_data import write_sample_data
+from tools.train_speed import measure_train
 from train_tokenizer import save_tokenizer, train_tokenizer
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig(TrainConfig):
+    """The flags of a training run that matter here (FLAGS), and some more."""
+
+    data_path: str = flag("", "JSONL texts or conversations (default: generated conversations)")
+    tokenizer: str = flag("", "the tokenizer's folder (default: one learned from the data)")
+    cache_dir: str = flag("", "where token caches go (default: a temporary folder)")
+    out_dir: str = flag("benchmarks", "where the JSON goes")
+    batch_size: int = flag(8, "rows in a micro-batch", above=0)
+    compile: bool = flag(False, "start: with torch.compile")
+    name: str = flag("", "in the JSON's file name (default: cpu, or the card's)")
+    vocab_size: int = flag(6400, "of a tokenizer to learn", above=0)
+    steps: int = flag(4, "steps that are timed", above=0)
+    rounds: int = flag(3, "turns of each candidate", above=0)
+
 
 EAGER = [f"transformers eager {rows}" for rows in ("packed", "packed, AdamW", "padded", "padded, AdamW")]
 COMPILED = [name.replace("eager", "compiled") for name in EAGER]
 
-
 FLAGS = {f.name for f in fields(BenchmarkConfig)} - {f.name for f in fields(TrainConfig)}
 FLAGS |= {"data_path", "tokenizer", "cache_dir", "out_dir", "preset", "batch_size", "accumulation_steps"}
 FLAGS |= {"max_seq_len", "num_workers", "compile", "dtype", "device"}
-
 
 CANDIDATES = {  # how to measure it, and the candidates, the one to compare with first
     "train": (measure_train, ["weakwater", "weakwater eager", *EAGER, *COMPILED]),
@@ -99,10 +109,6 @@ def candidates(what: str, device: torch.device, only=()) -> list[str]:
     if not names:
         raise UserError("nothing to measure: llama.cpp needs a CPU and pip install llama-cpp-python")
     return names
-
-
-def optimizer_of(candidate: str) -> str:
-    return "AdamW" if candidate.endswith(", AdamW") else "Muon and AdamW"
 
 
 def prepare(config: BenchmarkConfig, folder: Path) -> BenchmarkConfig:
@@ -142,7 +148,8 @@ def compare(what: str, names: list[str], config: BenchmarkConfig, device: torch.
     rounds = [{name: in_a_process(what, name, config) for name in names} for _ in range(config.rounds)]
     first = names[0]
     for name in names:
-        about = {"optimizer": optimizer_of(name)} if what == "train" else {}
+        optimizer = "AdamW" if name.endswith(", AdamW") else "Muon and AdamW"
+        about = {"optimizer": optimizer} if what == "train" else {}
         found = {key: statistics.median(one[name][key] for one in rounds) for key in rounds[0][name]}
         ratios = {
             key: statistics.median(one[first][key] / one[name][key] for one in rounds)

@@ -63,10 +63,6 @@ def differing(runs: dict[str, dict]) -> list[list]:
     return [row for row in rows if any(value != row[1] for value in row[2:])]
 
 
-def tokens_of_a_step(lines: list[dict]) -> float:
-    return lines[-1]["tokens"] / lines[-1]["step"]
-
-
 def compare(runs: dict[str, list[dict]], settings: dict[str, dict]) -> str:
     """The body of the page. runs: metrics by name; settings: what may differ."""
     head, last = ["", *runs], {name: last_values(lines) for name, lines in runs.items()}
@@ -75,7 +71,7 @@ def compare(runs: dict[str, list[dict]], settings: dict[str, dict]) -> str:
     parts = [element("h1", "Runs compared"), table(head, rows, "numbers"), "<h2>What differs</h2>"]
     different = differing(settings)
     parts.append(table(head, different, "numbers") if different else "<p>Nothing that the folders tell.</p>")
-    sizes = [tokens_of_a_step(lines) for lines in runs.values()]
+    sizes = [lines[-1]["tokens"] / lines[-1]["step"] for lines in runs.values()]  # tokens of a step
     for x in ["step", "tokens"] if max(sizes) > min(sizes) * (1 + SAME) else ["step"]:
         pictures = []
         for key, (label, caption) in CURVES.items():
