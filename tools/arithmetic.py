@@ -6,11 +6,11 @@ Decimals as integers, then the point (tools/decimals.py):
     13.5+2.75:1350+275~055,572进326,101=1625得16.25
 Fractions (tools/fraction_steps.py): divide where it comes out, else multiply first; the reciprocal; a common
 denominator:
-    600×(7/15):600÷15:60÷15试4,15×4~52020,10406=60,60-60=0得40,40×7:4×7=28得280得280
+    600×(7/15):600÷15:60÷15试4,15×4~52020,10406=60,60-60~000,660=0得40,40×7:4×7=28得280得280
     350÷(7/10):350×10/7:350÷7:35÷7商5余0得50,50×10=500得500
-    7/12-1/5:12×5~21010,10506=60,7×5=35,35-12~523,312=23得23/60
+    7/12-1/5:12×5~21010,10506=60,7×5=35,35-12~523,312=23,23/60得23/60
 Reducing, and percentages:
-    80/60约10=8/6约2=4/3   20%=0.2
+    80÷60:8/6约2,8÷2=4,6÷2=3,4/3得4/3   20%=0.2
 
 A colon opens the steps of what stands before it, 得 closes them with the result: an integer, a decimal where
 it ends within MAX_DECIMALS places (tools/exact_numbers.py), else a reduced fraction; of fractions without a

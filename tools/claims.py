@@ -17,7 +17,7 @@ REJECTED = r"试(\d+)[^试÷\n]*([大小])"  # a digit that is tried and found t
 REJECTIONS = re.compile(rf"(\d+)÷(\d+)((?:{REJECTED},)+)")
 TOO_LARGE = re.compile(r"(\d+)-(\d+)~([\d,借]+)大")
 DIGIT = re.compile(rf"(\d+)÷(\d+)(?:{REJECTED},)*[商试](?P<digit>\d+)(?:余(?P<rest>\d+))?")
-REDUCED = re.compile(r"(?<!\d)(?=((\d+)/(\d+)约(\d+)=(\d+)(?:/(\d+))?))")  # may go on: 80/60约10=8/6约2=4/3
+REDUCED = re.compile(r"(?<!\d)(\d+)/(\d+)约(\d+)(?=[^约\n]*?,(\d+)/(\d+)[约得]|)")  # and what it is reduced to
 REWRITTEN = re.compile(rf"(?<![\dA-Za-z./%)=~约^+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
 COLUMNS = r"~([\d,进借]+)"
 EXPRESSION = r"[\d(][\d./%()]*[-+×÷^][-\d./%()+×÷^]*"
@@ -50,8 +50,10 @@ def claims(text: str) -> list[tuple[str, bool]]:
             is_true = remainder < 0 if verdict == "大" else remainder >= b
             found.append((f"{a}÷{b}试{digit}{verdict}", is_true))
     for match in REDUCED.finditer(text):
-        top, bottom, factor, new_top, new_bottom = (int(number or 1) for number in match.groups()[1:])
-        found.append((match[1], (top, bottom) == (new_top * factor, new_bottom * factor)))
+        top, bottom, factor = (int(number) for number in match.groups()[:3])
+        reduced = [int(number) * factor for number in match.groups()[3:] if number]
+        divides = factor > 1 and top % factor == bottom % factor == 0
+        found.append((match[0], divides and reduced in ([], [top, bottom])))
     found += [
         (match[0], same(*match.groups())) for match in REWRITTEN.finditer(re.sub(f"{COLUMNS}=", "~=", text))
     ]

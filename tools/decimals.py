@@ -31,7 +31,7 @@ def quotient(a, b):
     """'12', '0.375' -> '12÷0.375:12000÷375:...得32'; '1.84', '2' -> '1.84÷2:184÷2:...得92得0.92'
 
     The divisor becomes an integer. The point of the dividend is set in the result.
-    '7', '12' -> '7÷12=7/12': where no decimal ends. '43', '100' -> '43÷100=0.43': only the point moves.
+    '7', '12' -> '7÷12:7/12得7/12': where no decimal ends. '43', '100' -> '43÷100=0.43': only the point moves.
     """
     x, y = value(a), value(b)
     head, result = f"{a}÷{b}", written(x / y)
@@ -44,9 +44,7 @@ def quotient(a, b):
     if whole_a == 0 or str(whole_b).rstrip("0") == "1":  # a power of ten
         return f"{head}={result}"
     if "/" in result:
-        number = Fraction(whole_a, whole_b * shift)
-        steps = reduce(whole_a, whole_b * shift)
-        return f"{head}={steps}" if steps.startswith(f"{a}/{b}") else f"{head}:{steps}得{number}"
+        return f"{head}:{reduce(whole_a, whole_b * shift)}得{Fraction(whole_a, whole_b * shift)}"
     if whole_b < 10 and whole_a < 10 * whole_b and whole_a % whole_b == 0:
         inner = f"{whole_a}÷{whole_b}={whole_a // whole_b}"
     else:
@@ -59,10 +57,13 @@ def quotient(a, b):
 
 
 def reduce(top, bottom):
-    """80, 60 -> '80/60约10=8/6约2=4/3'"""
-    text, common = f"{top}/{bottom}", math.gcd(top, bottom)
+    """80, 60 -> '80/60约10,80÷10=8,60÷10=6,8/6约2,8÷2=4,6÷2=3,4/3': both are divided until it is reduced.
+
+    A fraction is written down before it is decided whether it is: what follows can be 约 or 得.
+    """
+    steps, common = [], math.gcd(top, bottom)
     while common > 1:
         factor = next((f for f in (10, 9, 8, 7, 6, 5, 4, 3, 2) if common % f == 0), common)
+        steps += [f"{top}/{bottom}约{factor}", quotient(str(top), str(factor)), quotient(str(bottom), str(factor))]
         top, bottom, common = top // factor, bottom // factor, common // factor
-        text += f"约{factor}={top}/{bottom}".removesuffix("/1")
-    return text
+    return ",".join(steps if bottom == 1 else [*steps, f"{top}/{bottom}"])

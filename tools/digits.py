@@ -15,9 +15,9 @@ Long division: 商 a digit of the quotient, 余 what remains, 点 where its poin
     7÷8:7÷8商0余7,点,70÷8商8余6,60÷8商7余4,40÷8商5余0得0.875
 By a divisor of more digits 试 a digit, and another where it is 大, too large, so that the last column still
 borrows, or 小, too small:
-    132÷33:132÷33试4,33×4~31212,31213=132,132-132=0得4
-    78÷26:78÷26试4,26×4~62424,20810=104,78-104~844,707,019借大,试3,26×3~61818,20607=78,78-78=0得3
-    52÷13:52÷13试3,13×3~30909,10303=39,52-39~293借531=13小,试4,13×4~31212,10405=52,52-52=0得4
+    132÷33:132÷33试4,33×4~31212,31213=132,132-132~220,330,110=0得4
+    78÷26:78÷26试4,26×4~62424,20810=104,78-104~844,707,019借大,试3,26×3~61818,20607=78,78-78~880,770=0得3
+    52÷13:52÷13试3,13×3~30909,10303=39,52-39~293借531=13小,试4,13×4~31212,10405=52,52-52~220,550=0得4
 
 A column first says what it reads and then what it finds, which is learned sooner than the result alone, and
 all are of one width, so that the same digits always stand as far away (tools/spellings.py).
@@ -59,7 +59,7 @@ def add(a, b):
 
 def subtract(a, b):
     """503, 278 -> '503-278~385借072借522=225'; for a >= b"""
-    if a == b or (a < 20 and b < 10):
+    if a < 20 and b < 10:
         return f"{a}-{b}={a - b}"
     return f"{a}-{b}~{columns(a, '-', b)}={a - b}"
 

@@ -74,5 +74,5 @@ def sum_steps(a, operator, b):
 
 
 def reducing(top, bottom):
-    """[] where top/bottom is reduced, or not above 0."""
-    return [reduce(int(top), bottom)] if top > 0 and math.gcd(int(top), bottom) > 1 else []
+    """[] of an integer, and of what is not above 0."""
+    return [reduce(int(top), bottom)] if top > 0 and bottom > 1 else []
