@@ -75,7 +75,7 @@ def render(document: str | list[dict]) -> list[tuple[str | int, int]]:
 
 
 def encode_documents(tokenizer: ChatTokenizer, documents: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(ids, loss_mask, lengths) as int32: documents of 3 and 5 tokens -> ids (8), loss_mask (8), [3, 5].
+    """(ids, loss_mask, lengths), integers: documents of 3 and 5 tokens -> ids (8), loss_mask (8), [3, 5].
 
     Each part is encoded by itself, so that no token reaches from a prompt into a reply; like parts only once.
     """
@@ -105,7 +105,7 @@ class Batch(NamedTuple):
     document_ids: torch.Tensor  # 1, 2, ... within a row; 0 is padding
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return Batch(*(tensor.to(device, non_blocking=device.type == "cuda") for tensor in self))
 
 
 class PackedRows(torch.utils.data.Dataset):

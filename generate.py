@@ -112,8 +112,9 @@ def generate(model, prompts, sampling: Sampling, batch_size=0, shows_progress=Fa
 
     batch_size: 0 for as many as the device does well together.
     """
-    batch_size, unfinished = batch_size or sequences_together(model), set(range(len(prompts)))
-    replies, end, shared = [[] for _ in prompts], model.config.eos_token_id, {}
+    batch_size = batch_size or sequences_together(model, sampling.temperature > 0)
+    replies, unfinished, shared = [[] for _ in prompts], set(range(len(prompts))), {}
+    end = model.config.eos_token_id
     generator = torch.Generator(model.lm_head.weight.device).manual_seed(sampling.seed)
     with tqdm(total=len(prompts), unit="reply", disable=None if shows_progress else True, leave=False) as bar:
         for chosen in batches_of_like_length(prompts, replies, unfinished, batch_size):

@@ -80,23 +80,27 @@ def add_flag(parser: argparse.ArgumentParser, f, default) -> None:
 
 def run_script(main: Callable[[], object]) -> None:
     """Run a script's `main` and exit. A UserError or OSError ends it with its message and code 2, a reader
-    that has gone, such as `head`, without a word.
+    that has gone, such as `head`, without a word. So does a card whose memory is full, with advice.
 
     Any other exception is a bug of ours, and keeps its traceback.
     """
-    for stream in (sys.stdout, sys.stderr):  # Windows consoles would refuse Chinese text
+    streams = [sys.stdout, sys.stderr, *([] if sys.stdin and sys.stdin.isatty() else [sys.stdin])]
+    for stream in filter(None, streams):  # one may be closed; Windows consoles would refuse Chinese text
         stream.reconfigure(encoding="utf-8", errors="replace")
-    if not sys.stdin.isatty():
-        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     try:
         main()
-        sys.stdout.flush()
+        print(end="", flush=True)
         code = 0
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python's exit would complain
         code = 141  # a shell's number for it
     except (UserError, OSError) as error:
         print(visible(str(error)), file=sys.stderr)
+        code = 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every script imports
+            raise
+        print(error, "Or train with a smaller --batch_size and more --accumulation_steps.", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         code = 130

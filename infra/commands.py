@@ -1,6 +1,7 @@
 """What a line that begins with / does to a chat."""
 
 import json
+import os
 import re
 import sys
 from dataclasses import fields, replace
@@ -94,14 +95,14 @@ def save(chat: Chat, path: str) -> None:
     if not path or not chat.messages:
         raise UserError("/save: expected a conversation and the name of a file")
     line = json.dumps({"conversations": chat.messages}, ensure_ascii=False)
-    write_text(Path(path).expanduser(), line + "\n")
+    write_text(Path(os.path.expanduser(path)), line + "\n")
     tell(f"saved in {path}")
 
 
 def load(chat: Chat, path: str) -> None:
     if not path:
         raise UserError("/load: expected the name of a file")
-    messages = next(read_conversations(Path(path).expanduser()), None)
+    messages = next(read_conversations(Path(os.path.expanduser(path))), None)
     if messages is None:
         raise UserError(f"{path}: expected a conversation, found an empty file")
     chat.messages = messages

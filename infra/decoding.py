@@ -15,7 +15,7 @@ from itertools import groupby
 import torch
 import torch.nn.functional as F
 
-MOST_TOGETHER = {"cpu": 128, "cuda": 1024}  # beyond that, a step takes as much longer as it does more
+TOGETHER, MOST_ON_A_CARD = 128, 1024  # beyond that, a step takes as much longer as it does more
 PACKED_FOR = 16  # vectors at a time: oneDNN's order for so many is as good for any other number
 
 
@@ -30,16 +30,16 @@ def decoding_of(model, cache, shared: dict):
     return Decoding(model, cache)
 
 
-def sequences_together(model) -> int:
+def sequences_together(model, are_sampled: bool) -> int:
     """How many sequences to decode at a time. On a card they share a third of its free memory, filled to the
-    model's context: a cache is copied where sequences leave it."""
+    model's context: a cache is copied where sequences leave it. Sampled ones are as many anywhere: they share
+    one generator, and what a seed draws must not depend on the memory that is free."""
     config, weight = model.config, model.lm_head.weight
-    most = MOST_TOGETHER.get(weight.device.type, 128)
-    if weight.device.type != "cuda":
-        return most
+    if are_sampled or weight.device.type != "cuda":
+        return TOGETHER
     positions = config.num_hidden_layers * 2 * config.num_key_value_heads * config.max_position_embeddings
     sequence_bytes = positions * config.head_dim * weight.element_size()
-    return max(1, min(most, torch.cuda.mem_get_info(weight.device)[0] // 3 // sequence_bytes))
+    return max(1, min(MOST_ON_A_CARD, torch.cuda.mem_get_info(weight.device)[0] // 3 // sequence_bytes))
 
 
 class Decoding:

@@ -133,6 +133,8 @@ def synchronize(device: torch.device) -> None:
     """Wait until the device has done all that it was told to: a clock read before would not count it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:

@@ -14,6 +14,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises OSError, naming the file, when the disk is full or refuses; what stood at `path` before stays.
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, expected the name of a file")
     temporary = path.with_name(path.name + ".tmp")
     try:
         with named_disk_errors(path):

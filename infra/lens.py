@@ -32,8 +32,8 @@ def facts(rows) -> dict[str, str]:
     """What a file holds and what it loses in packing, held-out documents included."""
     cache, lengths, useful = rows.cache, np.diff(rows.cache.ends, prepend=0), int(rows.lengths.sum())
     tokens, counted, kinds = len(cache.ids), np.count_nonzero(cache.loss_mask), cache.about["bad_kinds"]
-    lost = lost_tokens(cache, rows.row_length) if rows.truncated else 0
-    cut = f"{rows.truncated} documents ({rows.truncated / len(cache):.2%}), {lost} tokens of the loss lost"
+    truncated, lost = truncation(cache, rows.row_length)
+    cut = f"{truncated} documents ({truncated / len(cache):.2%}), {lost} tokens of the loss lost"
     packed = round(useful / (1 - rows.padding_share) / rows.row_length)  # len(rows), but not of sampled ones
     one_each = 1 - useful / (len(rows.lengths) * rows.row_length)
     return {
@@ -52,12 +52,13 @@ def bad_lines(about: dict) -> list[str]:
     return first + [f"... and {more} more"] * bool(more)
 
 
-def lost_tokens(cache: TokenCache, row_length: int) -> int:
-    """Tokens of the loss that went with the ends of truncated conversations."""
+def truncation(cache: TokenCache, row_length: int) -> tuple[int, int]:
+    """How many conversations are truncated, and the tokens of the loss that go with their ends."""
+    if cache.about["source"]["field"] == "text":
+        return 0, 0
     starts, ends = cache.spans(np.flatnonzero(np.diff(cache.ends, prepend=0) > row_length + 1))
-    return sum(
-        np.count_nonzero(cache.loss_mask[start + row_length + 1 : end]) for start, end in zip(starts, ends)
-    )
+    lost = (cache.loss_mask[start + row_length + 1 : end] for start, end in zip(starts, ends))
+    return len(starts), sum(map(np.count_nonzero, lost))
 
 
 def colour_document(ids, loss_mask, tokenizer: ChatTokenizer, cut_at: int, has_colours: bool) -> str:

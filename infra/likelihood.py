@@ -54,11 +54,6 @@ def text_loss(model, tokenizer, texts: list[str], shows_progress=False) -> tuple
         nats[number] -= found
         tokens[number] += len(labels)
     loss, bits = sum(nats) / sum(tokens), sum(nats) / math.log(2)
-    bits_per_byte = bits / sum(len(text.encode()) for text in texts)
-    total = {
-        "tokens": sum(tokens),
-        "loss": loss,
-        "perplexity": math.exp(loss),
-        "bits_per_byte": bits_per_byte,
-    }
+    perplexity, bits_per_byte = math.exp(min(loss, 700)), bits / sum(len(text.encode()) for text in texts)
+    total = {"tokens": sum(tokens), "loss": loss, "perplexity": perplexity, "bits_per_byte": bits_per_byte}
     return total, [{"tokens": count, "loss": one / count} for one, count in zip(nats, tokens)]

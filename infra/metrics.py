@@ -131,7 +131,8 @@ class Log:
         return [(float(loss), weight) for loss, weight in self.losses]
 
     def state(self) -> dict:
-        """What a resumed run needs to write the same lines, an unfinished interval included."""
+        """What a resumed run needs to write the same lines, an unfinished interval included. But the means of
+        what GRPO.py samples begin anew."""
         names = ("last", "tokens", "seconds", "interval_tokens", "interval_seconds")
         return {"losses": self.step_losses(), **{name: getattr(self, name) for name in names}}
 

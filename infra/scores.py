@@ -23,6 +23,8 @@ def score_file(model, tokenizer, config, prompt_ids: Callable, judged_replies: C
     to_prompt = partial(prompt_ids, tokenizer)
     path, is_base = config.score, config.model_mode == 0  # a base model continues the text of a question
     if config.score_out:
+        if Path(config.score_out).is_dir():
+            raise UserError(f"--score_out {config.score_out} is a folder, expected the name of a file")
         Path(config.score_out).parent.mkdir(parents=True, exist_ok=True)
 
     def ask(text: str) -> list[int]:

@@ -31,9 +31,9 @@ def limit_thinking(answer: Callable, tokenizer, most: int) -> Callable:
         else:
             if most:
                 return
-        yield from ([id] for id in forced)
-        left = sampling.max_new_tokens - len(ids) - len(forced)
-        if left > 0:
+        room = min(sampling.max_new_tokens, model.config.max_position_embeddings - len(prompts[0])) - len(ids)
+        yield from ([id] for id in forced[:room])
+        if (left := room - len(forced)) > 0:
             rest = replace(sampling, max_new_tokens=left)
             yield from answer(model, [prompts[0] + ids + forced], rest, shared)
 

@@ -126,7 +126,8 @@ def build_cache(path: Path, encode: Callable, source: Source, skip_bad_lines: bo
     with locked(folder.with_name(f"{path.name}.lock"), f"tokenizing {path.name}", folder.is_dir):
         if folder.is_dir():
             return
-        shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
+        for left in beside(folder, ".tmp"):  # by processes that were killed
+            shutil.rmtree(left, ignore_errors=True)
         try:
             with named_disk_errors(folder):
                 temporary.mkdir()
@@ -139,9 +140,14 @@ def build_cache(path: Path, encode: Callable, source: Source, skip_bad_lines: bo
         remove_superseded(folder, source)
 
 
+def beside(folder: Path, suffix="") -> Iterator[Path]:
+    """The caches beside `folder` of files called like its own: a.jsonl of a.jsonl.0123456789abcdef.cache."""
+    return folder.parent.glob(f"{glob.escape(Path(folder.stem).stem)}.{'[0-9a-f]' * 16}.cache{suffix}")
+
+
 def remove_superseded(folder: Path, source: Source) -> None:
     """Delete the caches beside `folder` of earlier states of its file and earlier versions of this code."""
-    for other in folder.parent.glob(f"{glob.escape(Path(source.path).name)}.{'[0-9a-f]' * 16}.cache"):
+    for other in beside(folder):
         with suppress(OSError, ValueError):
             about = json.loads((other / "about.json").read_text(encoding="utf-8"))
             is_ours = isinstance(about, dict) and {"tokens", "sha256"} <= about.keys()

@@ -53,7 +53,8 @@ class ChatTokenizer:
             raise UserError(
                 f"{path}, or tokenizer_config.json beside it: not a tokenizer file ({error})"
             ) from None
-        if [vocabulary.get(token) for token in CONTROL_TOKENS] != list(range(len(CONTROL_TOKENS))):
+        control_ids = list(range(len(CONTROL_TOKENS)))  # the vocabulary of a Unigram is a list
+        if not isinstance(vocabulary, dict) or [*map(vocabulary.get, CONTROL_TOKENS)] != control_ids:
             tokens = " ".join(CONTROL_TOKENS)
             raise UserError(
                 f"{path}: expected the control tokens {tokens} as ids 0 to {len(CONTROL_TOKENS) - 1}"

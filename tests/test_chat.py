@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ from infra.thinking import CIRCLE, IN_CIRCLES, limit_thinking
 from infra.tokenizer import ChatTokenizer
 
 END = 2
+NOBODYS = "~nobody-of-this-name/a.jsonl"
 ESCAPES = "\x1b[2J\x9b31m\x07\x7f"  # they would clear the screen, colour it, ring the bell
 
 
@@ -262,6 +264,12 @@ def test_conversation_that_cannot_be_saved_is_told_and_goes_on(ask, tmp_path, ca
     assert "chat.jsonl could not be written (No such file or directory)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("path, told", [(".", "is a folder"), ("/", "is a folder"), (NOBODYS, NOBODYS)])
+def test_a_mistyped_path_does_not_end_the_chat(path, told, ask, capsys):
+    assert len(ask(["甲", f"/save {path}", f"/load {path}", "乙"])) == 2
+    assert capsys.readouterr().err.count(told) == (2 if told == NOBODYS else 1)
+
+
 def test_quit_ends_the_chat(ask):
     assert len(ask(["甲", "/quit", "乙"])) == 1
 
@@ -362,14 +370,16 @@ THINK, CLOSED, ANSWER = 3, 4, 5
 
 
 @pytest.mark.parametrize(
-    "most, begun, again",
+    "most, context, begun, again",
     [
-        (0, [THINK, CLOSED, "\n", ANSWER], True),
-        (2, [THINK, "想", "想", CLOSED, "\n", ANSWER], True),
-        (9, [THINK, "想", "想", "想", CLOSED, "好"], False),
+        (0, 99, [THINK, CLOSED, "\n", ANSWER], True),
+        (2, 99, [THINK, "想", "想", CLOSED, "\n", ANSWER], True),
+        (2, 8, [THINK, "想", "想", CLOSED, "\n", ANSWER], False),  # which fills the context
+        (2, 7, [THINK, "想", "想", CLOSED, "\n"], False),
+        (9, 99, [THINK, "想", "想", "想", CLOSED, "好"], False),
     ],
 )
-def test_thinking_is_closed_after_so_many_tokens_and_the_answer_goes_on(most, begun, again, wide):
+def test_thinking_is_closed_after_so_many_tokens_and_the_answer_goes_on(most, context, begun, again, wide):
     def spelled(parts):
         return [id for part in parts for id in ([part] if isinstance(part, int) else wide.encode(part)[:1])]
 
@@ -380,7 +390,8 @@ def test_thinking_is_closed_after_so_many_tokens_and_the_answer_goes_on(most, be
         yield from ([id] for id in spelled(thought if len(prompts) == 1 and most else ["好"]))
 
     limited = limit_thinking(answer, wide, most)
-    found = [step[0] for step in limited(None, [[7, 8]], EvalConfig(max_new_tokens=20), {})]
+    model = SimpleNamespace(config=SimpleNamespace(max_position_embeddings=context))
+    found = [step[0] for step in limited(model, [[7, 8]], EvalConfig(max_new_tokens=20), {})]
     assert found == spelled(begun) + (spelled(["好"]) if again else [])
     if again:
         assert prompts[-1] == ([7, 8, *spelled(begun)], 20 - len(begun))

@@ -195,6 +195,14 @@ def test_script_that_succeeds_ends_with_0_and_prints_chinese_on_any_console(tmp_
     assert ended(tmp_path, "print('你好')") == (0, "你好\n", "")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+def test_script_needs_neither_stdin_nor_stdout(tmp_path):
+    ended(tmp_path, "print('你好')")
+    command = f"'{sys.executable}' '{tmp_path}/script.py' <&- >&-"
+    result = subprocess.run(command, shell=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=-1)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
 @pytest.mark.parametrize("count", [1, 100_000])  # the error comes at the end, or while printing
 def test_reader_that_has_gone_is_no_error(count, tmp_path):
     script = tmp_path / "script.py"
@@ -233,6 +241,12 @@ def test_bug_keeps_its_traceback(line, error, tmp_path):
 
 def test_escape_sequences_of_an_error_message_reach_no_terminal(tmp_path):
     assert ended(tmp_path, r"raise UserError('found \x1b[2J\x9b')") == (2, "", "found ␛[2J\ufffd\n")
+
+
+def test_full_memory_of_a_card_is_told_with_advice(tmp_path):
+    code, out, err = ended(tmp_path, "import torch", "raise torch.OutOfMemoryError('CUDA out of memory.')")
+    assert (code, out) == (2, "")
+    assert err.startswith("CUDA out of memory. Or train with a smaller --batch_size")
 
 
 def test_ctrl_c_ends_a_script_in_silence_with_its_usual_code(tmp_path):

@@ -27,7 +27,7 @@ from dataset import (
 )
 from infra.cli import UserError
 from infra.extent import mean_context
-from infra.lens import lost_tokens
+from infra.lens import truncation
 from infra.tokenizer import BOS, CONTROL_TOKENS, EOS, TAGS
 
 REASONED = "<think>3+4=7</think>\n<answer>一共7个。</answer>"
@@ -222,7 +222,7 @@ def test_every_token_of_the_loss_appears_once_or_is_counted_as_lost(row_length, 
         kept = list(zip(ids[:-1], ids[1:], weights))[:row_length]
         expected += kept if any(weight for *_, weight in kept) else []
     assert labels_and_weights(rows) == sorted(expected)
-    assert lost_tokens(cache, row_length) == lost
+    assert truncation(cache, row_length) == (rows.truncated, lost)
 
 
 CONTENT = st.text(alphabet="ab 你好，。12<>/think", min_size=1, max_size=60).filter(str.strip)
@@ -274,7 +274,7 @@ def test_a_conversation_whose_reply_is_cut_off_is_left_out_and_counted(tokenizer
     cache = open_conversations(tokenizer, tmp_path / "a.jsonl", documents)
     rows = PackedRows(cache, np.arange(2), 100)
     assert (len(rows.starts), rows.truncated) == (1, 1)
-    assert lost_tokens(cache, 100) == len(tokenizer.encode("短")) + 1
+    assert truncation(cache, 100) == (1, len(tokenizer.encode("短")) + 1)
 
 
 def test_a_conversation_of_just_the_row_keeps_its_end_and_one_token_less_loses_it(tokenizer, tmp_path):

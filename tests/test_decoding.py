@@ -1,9 +1,11 @@
 """Decoding steps on a CPU: the logits of the model itself, by a product that is chosen without a clock."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_model
+from conftest import tiny_config, tiny_model
 
 from generate import Sampling, generate, stream
 from infra.decoding import (
@@ -15,6 +17,7 @@ from infra.decoding import (
     decoding_of,
     join_weights,
     packed_linear,
+    sequences_together,
 )
 from infra.kv_cache import KVCache
 
@@ -59,6 +62,14 @@ def test_decoding_on_a_cpu_gives_the_logits_of_the_model(batch, padding, changes
 
 
 @torch.inference_mode()
+def test_sampled_sequences_are_as_many_on_a_card_whatever_memory_is_free(monkeypatch):
+    card = SimpleNamespace(device=torch.device("cuda"), element_size=lambda: 2)
+    model = SimpleNamespace(config=tiny_config(), lm_head=SimpleNamespace(weight=card))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 10**7, 10**8))
+    assert sequences_together(model, are_sampled=True) == sequences_together(tiny_model(), False) == 128
+    assert 1 < sequences_together(model, are_sampled=False) != 128
+
+
 def test_sequences_that_stay_get_the_logits_that_they_got_among_the_others():
     model, chosen = model_with_gains(), torch.tensor([2, 0])
     ids = torch.randint(7, 400, (3, T), generator=torch.Generator().manual_seed(0))

@@ -133,6 +133,8 @@ def test_question_beyond_the_context_is_refused_before_any_is_asked(checkpoint, 
     flags = [f"--model_dir={folder}", "--device=cpu", f"--score_out={out}"]
     with pytest.raises(UserError, match=r"a.jsonl: question 2 has \d+ tokens, expected at most 127"):
         eval_model.main([f"--score={path}", *flags])
+    with pytest.raises(UserError, match="--score_out . is a folder, expected the name of a file"):
+        eval_model.main([f"--score={path}", *flags[:2], "--score_out=."])
     eval_model.main([f"--score={write_jsonl(path, documents[:1])}", *flags])
     assert json.loads(out.read_text(encoding="utf-8"))["questions"] == 1
 

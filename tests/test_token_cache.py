@@ -5,6 +5,7 @@ import os
 import pickle
 import shutil
 import time
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -74,6 +75,19 @@ def test_cache_of_several_batches_of_lines_has_one_run_of_tokens(tokenizer, tmp_
     assert starts.tolist() == [cache.ends[5], 0] and ends.tolist() == [cache.ends[6], cache.ends[0]]
 
 
+def test_memory_does_not_grow_with_the_file(tokenizer, tmp_path):
+    lines = [{"text": str(number) * (BATCH_BYTES // 10)} for number in range(10, 210)]  # 40 batches
+    path = write_jsonl(tmp_path / "a.jsonl", lines)
+    encode = lambda tokenizer, documents: encode_bytes(tokenizer, ["ab"] * len(documents))
+    del lines
+    tracemalloc.start()
+    try:
+        cache = open_cache(path, tokenizer, "text", encode, "1")
+        assert len(cache) == 200 and tracemalloc.get_traced_memory()[1] < 8 * BATCH_BYTES
+    finally:
+        tracemalloc.stop()
+
+
 def test_cache_reaches_another_process_as_the_path_of_its_files(tokenizer, path):
     cache = open_tokens(path, tokenizer, "text")
     dumped = pickle.dumps(cache.__reduce__()[1][0])
@@ -106,6 +120,22 @@ def test_changed_file_gets_a_new_cache_and_its_old_one_is_removed(tokenizer, pat
     write_jsonl(path, [{"text": "一"}, {"text": "二"}, {"text": "三"}])
     new = open_tokens(path, tokenizer, "text")
     assert len(new) == 3 and caches(path.parent) == [new.folder] != [old]
+
+
+def test_old_cache_of_a_linked_file_is_removed(tokenizer, path, tmp_path):
+    link = tmp_path / "linked.jsonl"
+    link.symlink_to(path)
+    open_tokens(link, tokenizer, "text")
+    write_jsonl(path, [{"text": "三"}])
+    new = open_tokens(link, tokenizer, "text").folder
+    assert caches(tmp_path) == [new]
+
+
+def test_what_a_killed_process_left_is_removed_though_the_file_has_changed(tokenizer, path):
+    left, other = (path.with_name(f"{name}.jsonl.{'0' * 16}.cache.tmp") for name in "ab")
+    left.mkdir(), other.mkdir()
+    open_tokens(path, tokenizer, "text")
+    assert not left.exists() and other.exists()
 
 
 def test_file_of_the_same_size_written_later_gets_a_new_cache(tokenizer, path):

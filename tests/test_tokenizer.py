@@ -169,6 +169,13 @@ def test_tokenizer_with_other_control_tokens_is_refused(tmp_path):
         ChatTokenizer(tmp_path)
 
 
+def test_unigram_tokenizer_is_refused(tmp_path):
+    Tokenizer(models.Unigram([("<unk>", 0.0), ("a", -1.0)], unk_id=0)).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(UserError, match="expected the control tokens <unk> <s> .* as ids 0 to 6"):
+        ChatTokenizer(tmp_path)
+
+
 def test_tokenizer_that_is_not_byte_level_is_refused(tmp_path):
     save_other(tmp_path, list(CONTROL_TOKENS))
     with pytest.raises(UserError, match="expected a byte-level BPE with the ids 0 to"):
