@@ -7,17 +7,22 @@ import sys
 from copy import copy
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import conversation, tiny_config, tiny_model, write_jsonl
 
+from dataset import prompt_ids
+from eval_model import EvalConfig
 from infra.checkpoint import save_model
 from infra.cli import UserError
+from infra.conversation import Chat
 from model import WeakWater, document_mask
-from tools import gpu_report
-from tools.benchmark import CANDIDATES, BenchmarkConfig, candidates, measure
+from tools import chat_speed, generate_speed, gpu_report
+from tools.benchmark import CANDIDATES, BenchmarkConfig, candidates, measure, medians
 from tools.generate_speed import generate_ours
+from tools.measures import untrained
 from tools.peers import Peer, train_with_adamw, transformers_generator
 from tools.train_speed import train_ours, unpack
 
@@ -40,6 +45,81 @@ def test_candidates_can_be_chosen():
         candidates("train", CPU, ["llama"])
     with pytest.raises(UserError, match="llama.cpp needs a CPU"):
         candidates("generate", CUDA, ["llama.cpp"])
+
+
+def test_medians_are_of_the_rounds_and_ratios_of_the_same_round():
+    speeds = ((8, 4), (9, 9), (1, 5))
+    rounds = [{"ours": {"speed": ours}, "peer": {"speed": peer, "alone": 1}} for ours, peer in speeds]
+    assert medians(rounds, "ours", "ours") == ({"speed": 8}, {})
+    assert medians(rounds, "peer", "ours") == ({"speed": 5, "alone": 1}, {"speed": 1.0})  # 2, 1 and 0.2
+
+
+def test_generation_is_measured_by_what_the_clock_says_at_one_size(small, monkeypatch):
+    now, shapes = [0.0], []
+
+    def generator(shape, device):
+        shapes.append(shape)
+
+        def generate(prompts, count):
+            now[0] += 0.5 + 0.25 * (count - 1)
+            return count
+
+        return generate
+
+    monkeypatch.setattr(generate_speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(generate_speed, "generate_ours", generator)
+    monkeypatch.setattr(generate_speed.peers, "transformers_generator", generator)
+    ours, theirs = (measure("generate", name, small) for name in ("weakwater", "transformers"))
+    expected = {
+        "prefill_tokens_per_second": 256 / 0.5,
+        "decode_tokens_per_second": 4,
+        "batched_prefill_tokens_per_second": 32 * 256 / 0.5,
+        "batched_decode_tokens_per_second": 32 * 4,
+        "question_prefill_tokens_per_second": 64 / 0.5,
+        "question_decode_tokens_per_second": 4,
+        "questions_prefill_tokens_per_second": 128 * 64 / 0.5,
+        "questions_decode_tokens_per_second": 128 * 4,
+    }
+    for found in (ours, theirs):
+        assert found.pop("peak_megabytes") > 1 and found == expected
+    checkpoint = WeakWater.from_pretrained(untrained(small)).config  # llama.cpp's
+    assert {shape.vocab_size for shape in shapes} == {checkpoint.vocab_size}
+    assert untrained(small) != untrained(replace(small, preset="5m"))
+
+
+@pytest.mark.parametrize("place", [chat_speed.bare_loop, chat_speed.terminal])
+def test_a_chat_is_measured_from_the_question_to_its_last_token(place, tokenizer, monkeypatch):
+    now = [0.0]
+
+    def tokens(model, prompts, config, shared):
+        for number, id in enumerate(tokenizer.encode("一二三四")):
+            now[0] += 0.25 if number else 2.0
+            yield [id]
+        now[0] += 100
+
+    monkeypatch.setattr(chat_speed, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(chat_speed, "stream", tokens)
+    model, sampling = tiny_model(vocab_size=len(tokenizer)), EvalConfig(max_new_tokens=8)
+    times = place(lambda: Chat(model, tokenizer, sampling, tokens, prompt_ids, chat_speed.no_other_stage))
+    for _ in range(2):
+        start, count = now[0], len(tokenizer.encode("一二三四"))
+        found = next(times)
+        assert (found[0] - start, found[-1] - start) == (2.0, 2.0 + 0.25 * (count - 1))
+
+
+def test_report_of_a_card_begins_nothing_after_its_time_and_outlives_what_fails(tmp_path):
+    def fail():
+        raise RuntimeError("no kernel image")
+
+    path = tmp_path / "new/report.json"
+    report = gpu_report.Report(path, {"command": "c"}, minutes=1)
+    report.do("checks", "a", fail)
+    assert "no kernel image" in json.loads(path.read_text())["checks"]["a"]["error"]
+    report.do("training", "b", lambda: {"speed": 2.0})
+    assert json.loads(path.read_text())["training"]["b"]["speed"] == 2.0
+    report.deadline = 0
+    report.do("training", "c", lambda: pytest.fail("begun"))
+    assert "the time was over" in json.loads(path.read_text())["training"]["c"]["error"]
 
 
 def test_report_of_a_card_asks_for_candidates_that_exist():

@@ -69,7 +69,8 @@ def test_folder_without_metrics_is_named(tmp_path):
         [sys.executable, str(ROOT / "tools/compare_runs.py"), "out/no"],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
-    assert result.returncode == 2 and "out/no/metrics.jsonl: not found, expected what" in result.stderr
+    path = Path("out/no/metrics.jsonl")
+    assert result.returncode == 2 and f"{path}: not found, expected what" in result.stderr
     assert "Traceback" not in result.stderr and not list(tmp_path.iterdir())
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "val_loss": 2}\n')
     with pytest.raises(UserError, match="found no step in it"):

@@ -7,7 +7,6 @@ Each check is a function of a device and runs on the CPU too, with a small model
 Tolerances are relative, and several times what rounding alone gives in the stated arithmetic.
 """
 
-import os
 import signal
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -162,7 +161,7 @@ def test_resumed_run_equals_an_unbroken_one(bench, tmp_path):
     def stop_in_step_3(number, row):
         asked.append(number)
         if len(asked) == 3 * bench.config.batch_size:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return row
 
     unbroken = trained("unbroken")

@@ -61,7 +61,7 @@ def observe_stop(rows, validation, config):
 
     def stop(model):
         validations.append(1)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return {}
 
     try:
@@ -220,7 +220,7 @@ def test_lost_process_is_told_from_a_bug(message, expected):
 
 def test_signal_is_remembered_and_the_program_goes_on():
     with stop_signals() as received:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     assert received == [signal.SIGINT]
 
 
@@ -228,8 +228,8 @@ def test_second_signal_acts_as_usual():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     try:
         with pytest.raises(KeyboardInterrupt), stop_signals():
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -243,6 +243,6 @@ def test_workers_outlive_ctrl_c():
     before = signal.getsignal(signal.SIGINT)
     try:
         ignore_interrupts(worker=0)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     finally:
         signal.signal(signal.SIGINT, before)

@@ -1,7 +1,6 @@
 """When numbers go wrong: which updates are dropped, when a run stops, and what it leaves."""
 
 import math
-import os
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -205,7 +204,7 @@ def test_diverged_weights_are_not_saved_at_the_end(rows, config):
 
 def test_diverged_weights_are_not_saved_at_a_stop(rows, validation, config, capsys):
     def send_signal(model):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return {}
 
     with pytest.raises(SystemExit) as stop:

@@ -135,7 +135,7 @@ def test_reasoning_files_are_worked_out_mixed_and_apart_from_what_is_held_out(tm
         return [turns[0]["content"] for turns in read_conversations(data / f"{name}.jsonl")]
 
     held_out = asked("problems")
-    assert held_out and held_out + asked("plain") != asked("plain")
+    assert held_out and not set(held_out) & set(asked("plain"))
     rewarded = {turns[0]["content"] for turns in problems if use_of(turns[0]["content"]) == "reward"}
     assert rewarded and rewarded < set(asked("worked_reward"))  # and variants of them
     trained = len(problems) - len(held_out) - len(rewarded)

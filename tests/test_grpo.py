@@ -138,6 +138,19 @@ def test_rows_are_the_same_for_the_same_seed_weights_and_questions(rows, sampled
     assert found[0].shape != found[2].shape or not torch.equal(found[0], found[2])
 
 
+def test_each_micro_batch_draws_with_a_seed_of_its_own(sampled, monkeypatch):
+    seeds = []
+
+    def generate(model, prompts, sampling, **settings):
+        seeds.append(sampling.seed)
+        return [[7]] * len(prompts)
+
+    monkeypatch.setattr(GRPO, "generate", generate)
+    for numbers in ([2], [4], [2, 4], [2]):
+        sampled.__getitems__(numbers)
+    assert seeds[0] == seeds[3] and len(set(seeds)) == 3
+
+
 def test_only_questions_with_a_number_as_answer_are_asked(rows, sampled):
     assert 10 < len(sampled) < len(rows.documents)
     assert all(reply.isdigit() for _, reply in sampled.questions)

@@ -7,6 +7,7 @@ import pytest
 from conftest import conversation
 
 from infra.scoring import final_answer
+from tools import ladder
 from tools.claims import claims
 from tools.ladder import (
     changed_problems,
@@ -89,6 +90,17 @@ def test_the_answer_that_most_samples_give_is_taken():
     assert elected(said, 3) == ["288", "63/10", ""]  # of a tie, the first
 
 
+def test_each_question_is_put_to_the_vote_of_its_own_replies(tokenizer, monkeypatch):
+    def count(model, prompts, sampling, shows_progress):
+        assert len(prompts) == 2 * ladder.VOTES and sampling.temperature > 0 and sampling.seed == 3
+        return [tokenizer.encode(reply_of("想", str(len(prompt)))) for prompt in prompts]
+
+    monkeypatch.setattr(ladder, "generate", count)
+    questions = [([7], reply_of("想", "1")), ([7, 8], reply_of("想", "2")), ([7], reply_of("想", "2"))]
+    assert ladder.majority(None, tokenizer, questions[:2], 8, seed=3) == {"right": [0, 1]}
+    assert ladder.majority(None, tokenizer, questions[1:], 8, seed=3) == {"right": [0]}
+
+
 def test_changed_problems_are_worked_out_exactly():
     changed = changed_problems(PROBLEMS, random.Random(0))
     assert [len(problems) for problems in changed.values()] == [2, 2, 1, 2]
@@ -107,3 +119,4 @@ def test_the_largest_integer_that_the_question_names_is_lengthened():
     assert (problem.question, problem.equation) == ("每箱2446个，12箱共几个？", "2446×12")
     assert problem.answer == "29352"
     assert lengthened(Problem("一打鸡蛋几个？", "3×4", "12")) is None
+    assert lengthened(Problem("12是24的百分之几？", "12÷24", "50%")) is None  # 600/1223

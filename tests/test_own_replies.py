@@ -26,12 +26,12 @@ def test_right_and_well_formed_replies_are_kept_once():
 
 def test_the_file_can_be_learned_from(tokenizer, tmp_path, capsys):
     save_model(tiny_model(vocab_size=len(tokenizer)), tmp_path / "model", tokenizer, 128, True)
-    turns = [{"conversations": conversation("3+4?", RIGHT)}] * 3
+    turns = [{"conversations": conversation(question, RIGHT)} for question in ("3+4?", "长" * 500, "1+1?")]
     asked = write_jsonl(tmp_path / "r1.jsonl", turns)
     flags = f"--model_dir {tmp_path}/model --data_path {asked} --out {tmp_path}/new/own.jsonl --device cpu"
     counts = own.main([*flags.split(), "--questions", "2", "--replies", "3", "--max_new_tokens", "4"])
-    assert (counts["questions"], counts["sampled"], counts["kept"]) == (1, 6, 0)
-    assert (tmp_path / "new/own.jsonl").read_text() == "" and "6 sampled" in capsys.readouterr().out
+    assert (counts["questions"], counts["sampled"], counts["kept"]) == (1, 3, 0)
+    assert (tmp_path / "new/own.jsonl").read_text() == "" and "3 sampled" in capsys.readouterr().out
     (tmp_path / "r1.jsonl").write_text(json.dumps({"text": "a"}))
     with pytest.raises(UserError, match="r1.jsonl:1: .*conversations"):
         own.main(flags.split())

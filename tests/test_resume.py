@@ -1,7 +1,6 @@
 """Resuming: a run that was cut off ends as one that never was, or is refused with the difference named."""
 
 import math
-import os
 import shutil
 import signal
 from dataclasses import replace
@@ -41,7 +40,7 @@ def stopped_at(step, rows, config, validation):
     def send_signal(model):
         send_signal.validations += 1
         if send_signal.validations == step // config.eval_every:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return {}
 
     send_signal.validations = 0

@@ -1,7 +1,6 @@
 """The loop: what a step does, in which order rows come, what is measured, and how a run is stopped."""
 
 import math
-import os
 import pickle
 import signal
 from dataclasses import replace
@@ -341,7 +340,7 @@ def test_stop_signal_saves_and_leaves_with_its_code(number, rows, validation, co
     model = tiny_model()
 
     def send_signal(model):
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
         return {}
 
     with pytest.raises(SystemExit) as stop:
@@ -357,7 +356,7 @@ def test_stop_signal_in_the_last_validation_still_leaves_with_its_code(rows, val
     """So that the program that started the run does not go on to its next stage."""
 
     def send_signal(model):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return {}
 
     with pytest.raises(SystemExit) as stop:

@@ -140,6 +140,14 @@ def about_machine(device: torch.device) -> dict:
     }
 
 
+def medians(rounds: list[dict], name: str, first: str) -> tuple[dict, dict]:
+    """({key: median}, {key: median of the first's number over this one's in the same round})"""
+    found = {key: statistics.median(one[name][key] for one in rounds) for key in rounds[0][name]}
+    compared = [key for key in found if name != first and found[key] and key in rounds[0][first]]
+    ratio = lambda key: statistics.median(one[first][key] / one[name][key] for one in rounds)
+    return found, {key: ratio(key) for key in compared}
+
+
 def compare(what: str, names: list[str], config: BenchmarkConfig, device: torch.device) -> None:
     """Let the candidates take turns; print and write the medians."""
     command = shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]])
@@ -150,12 +158,7 @@ def compare(what: str, names: list[str], config: BenchmarkConfig, device: torch.
     for name in names:
         optimizer = "AdamW" if name.endswith(", AdamW") else "Muon and AdamW"
         about = {"optimizer": optimizer} if what == "train" else {}
-        found = {key: statistics.median(one[name][key] for one in rounds) for key in rounds[0][name]}
-        ratios = {
-            key: statistics.median(one[first][key] / one[name][key] for one in rounds)
-            for key in found
-            if name != first and found[key] and key in rounds[0][first]
-        }
+        found, ratios = medians(rounds, name, first)
         result["candidates"][name] = about | found | ({f"ratio_of_{first}": ratios} if ratios else {})
         print(name, *about.values(), sep=" | ")
         for key, value in found.items():

@@ -17,7 +17,7 @@ REJECTED = r"试(\d+)[^试÷\n]*([大小])"  # a digit that is tried and found t
 REJECTIONS = re.compile(rf"(\d+)÷(\d+)((?:{REJECTED},)+)")
 TOO_LARGE = re.compile(r"(\d+)-(\d+)~([\d,借]+)大")
 DIGIT = re.compile(rf"(\d+)÷(\d+)(?:{REJECTED},)*[商试](?P<digit>\d+)(?:余(?P<rest>\d+))?")
-REDUCED = re.compile(r"(?<!\d)(\d+)/(\d+)约(\d+)(?=[^约\n]*?,(\d+)/(\d+)[约得]|)")  # and what it is reduced to
+REDUCED = re.compile(r"(?<!\d)(\d+)/(\d+)约(\d+)(?=[^约\n]*?,(\d+)/(\d+)[约得]|)")  # and to what
 REWRITTEN = re.compile(rf"(?<![\dA-Za-z./%)=~约^+\-×÷])({NUMBER})=({NUMBER})(?![\d./%])")
 COLUMNS = r"~([\d,进借]+)"
 EXPRESSION = r"[\d(][\d./%()]*[-+×÷^][-\d./%()+×÷^]*"

@@ -64,6 +64,6 @@ def reduce(top, bottom):
     steps, common = [], math.gcd(top, bottom)
     while common > 1:
         factor = next((f for f in (10, 9, 8, 7, 6, 5, 4, 3, 2) if common % f == 0), common)
-        steps += [f"{top}/{bottom}约{factor}", quotient(str(top), str(factor)), quotient(str(bottom), str(factor))]
+        steps += [f"{top}/{bottom}约{factor}", *(quotient(str(n), str(factor)) for n in (top, bottom))]
         top, bottom, common = top // factor, bottom // factor, common // factor
     return ",".join(steps if bottom == 1 else [*steps, f"{top}/{bottom}"])

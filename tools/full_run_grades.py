@@ -59,13 +59,8 @@ def first_replies(judged: list[dict], conversations: list) -> dict[str, list]:
     """{"right", "wrong": the first replies, each as (number of the problem, expected answer, reply)}."""
     expected = (final_answer(first_turn(turns)[1]) for turns in conversations)
     numbered = [(number, *pair) for number, pair in enumerate(zip(expected, judged))]
-    kinds = {"right": True, "wrong": False}
-    return {
-        kind: [(n, answer, one["reply"]) for n, answer, one in numbered if one["is_right"] == is_right][
-            :FIRST
-        ]
-        for kind, is_right in kinds.items()
-    }
+    of = lambda right: [(n, answer, one["reply"]) for n, answer, one in numbered if one["is_right"] == right]
+    return {"right": of(True)[:FIRST], "wrong": of(False)[:FIRST]}
 
 
 def grade_changed(name: str, config) -> dict:

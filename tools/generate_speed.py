@@ -9,6 +9,7 @@ import torch
 from Config import LLMConfig
 from generate import Sampling, stream
 from infra.device import pick_device, synchronize
+from infra.tokenizer import ChatTokenizer
 from model import WeakWater
 from tools import peers
 from tools.measures import peak_megabytes, untrained
@@ -19,7 +20,8 @@ QUESTION_TOKENS, QUESTIONS = 64, 128  # as in scoring; with as many new tokens a
 
 def measure_generate(candidate: str, config) -> dict:
     """{prefill and decode tokens per second}; medians, after one to warm up."""
-    device, shape = pick_device(config.device), LLMConfig.preset(config.preset)
+    device, vocab_size = pick_device(config.device), len(ChatTokenizer(config.tokenizer))
+    shape = LLMConfig.preset(config.preset, vocab_size=vocab_size)
     torch.manual_seed(0)
     prompt = torch.randint(7, shape.vocab_size, (PROMPT_TOKENS,)).tolist()
     if candidate == "weakwater":

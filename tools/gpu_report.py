@@ -80,7 +80,7 @@ def run_checks(seconds: float) -> dict:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=seconds)
     counts = re.findall(r"(\d+) (passed|failed|skipped|error)", result.stdout)
     found = {"passed": 0, "failed": 0} | {name: int(count) for count, name in counts}
-    return {**found, "output": (result.stdout + result.stderr)[-3000:]}
+    return {**found, "exit_code": result.returncode, "output": (result.stdout + result.stderr)[-3000:]}
 
 
 def report(config: ReportConfig, folder: Path) -> None:

@@ -144,6 +144,7 @@ def lengthened(problem: Problem) -> Problem | None:
     question, equation = (swap.sub(f"{largest}46", text) for text in (problem.question, problem.equation))
     try:
         answer = stated_like(spell_chain(equation)[1], problem.answer)
+        value(answer)  # no percentage where no decimal ends
     except CannotSpell:
         return None
     return replace(problem, question=question, equation=equation, answer=answer)

@@ -12,8 +12,9 @@ from model import WeakWater
 
 
 def untrained(config) -> Path:
-    """A checkpoint of random weights, made once."""
-    folder, tokenizer = Path(config.cache_dir) / "checkpoint", ChatTokenizer(config.tokenizer)
+    """A checkpoint of random weights, made once for a preset and a tokenizer."""
+    tokenizer = ChatTokenizer(config.tokenizer)
+    folder = Path(config.cache_dir) / f"{config.preset}_{tokenizer.fingerprint}"
     if not folder.is_dir():
         model = WeakWater(LLMConfig.preset(config.preset, vocab_size=len(tokenizer)))
         save_model(model, folder, tokenizer, model.config.max_position_embeddings)

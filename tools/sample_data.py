@@ -9,6 +9,7 @@ sentence comes from the tables and templates below, which were written for this 
     r1.jsonl        r1_val.jsonl   r1_test.jsonl   the same, each reply being <think>...</think>\\n<answer>...</answer>
 
 The two test files hold the same word problems in the same order: answered at once in one, worked out in the other.
+r1_new.jsonl holds more problems, for GRPO.py.
 
 What is held out. Every word problem of the conversations, in whichever file, has its own question and its own (kind,
 numbers). Beyond that, no single operation that solves a validation or test problem of theirs (345+278, 278+345, an

@@ -123,16 +123,16 @@ def measure(name, config, positions) -> dict:
     return {
         "change": name, "seed": config.seed, "val_loss": round(measured["val_loss"], 4),
         "val_bpb": round(measured["val_bpb"], 4), "last_losses": round(statistics.mean(losses[-20:]), 4),
-        "tokens": positions, "steps": len(losses), "dropped": run.watch.dropped,
-        "seconds": round(time.perf_counter() - begin), "dtype": dtype_name(run.precision.dtype),
-        "compiled": run.forward is not model, "torch": torch.__version__,
+        "parameters": model.num_parameters(), "tokens": positions, "steps": len(losses),
+        "dropped": run.watch.dropped, "seconds": round(time.perf_counter() - begin), "dtype":
+        dtype_name(run.precision.dtype), "compiled": run.forward is not model, "torch": torch.__version__,
     }  # fmt: skip
 
 
 def table(path) -> str:
     """The results of a file in Markdown, best first. Raises UserError for runs that do not compare."""
     results = [json.loads(line) for line in check_file(path).read_text(encoding="utf-8").splitlines()]
-    for name in ("tokens", "dtype", "compiled"):
+    for name in ("parameters", "tokens", "dtype", "compiled"):
         if len(found := {result.get(name) for result in results}) > 1:
             found = f"found runs with {name} {' and '.join(map(str, found))}, expected one value"
             raise UserError(f"{path}: {found}: give each a --results file of its own")
