@@ -182,9 +182,10 @@ def write_results(path, *results):
     return path
 
 
-def test_table_does_not_mix_lengths(tmp_path):
-    results = [{"change": "baseline", "seed": 1, "val_loss": 5.0, "tokens": tokens} for tokens in (10, 20)]
-    with pytest.raises(ValueError, match="runs with tokens"):
+@pytest.mark.parametrize("name", ["parameters", "tokens"])
+def test_table_does_not_mix_sizes_nor_lengths(name, tmp_path):
+    results = [{"change": "baseline", "seed": 1, "val_loss": 5.0, name: value} for value in (10, 20)]
+    with pytest.raises(ValueError, match=f"runs with {name} 10 and 20"):
         table(write_results(tmp_path / "results.jsonl", *results))
 
 
