@@ -284,6 +284,7 @@ def test_a_conversation_of_just_the_row_keeps_its_end_and_one_token_less_loses_i
     assert rows[0].labels[-1] == EOS and rows[0].loss_weights[-1] == 1
     shorter = PackedRows(cache, np.arange(1), positions - 1)
     assert EOS not in shorter[0].labels[shorter[0].loss_weights > 0]
+    assert [truncation(cache, positions + more) for more in (-1, 0, 1)] == [(1, 1), (1, 0), (0, 0)]
 
 
 def test_file_without_a_token_of_the_loss_within_a_row_is_refused(tokenizer, tmp_path):
