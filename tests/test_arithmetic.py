@@ -10,7 +10,7 @@ from tools import arithmetic, digits
 from tools.arithmetic import spell
 from tools.claims import claims
 from tools.exact_numbers import NUMBER, CannotSpell, value, written
-from tools.expressions import restate, spell_chain
+from tools.expressions import lines_of_chain, restate, spell_chain
 
 BY_HAND = [
     "6×7=42",
@@ -143,6 +143,8 @@ def test_every_step_and_the_result_agree_with_fractions(operator):
         ("3×(8-2)", ["8-2=6", "3×6=18"], "18"),
         ("2×(1+2)^2", ["1+2=3", "3×3=9", "2×9=18"], "18"),
         ("3^3", ["3×3=9", "9×3=27"], "27"),
+        ("36÷3^3", ["3×3=9", "9×3=27", "36÷27:36/27约9,36÷9=4,27÷9=3,4/3得4/3"], "4/3"),
+        ("((5))×(2)", ["5×2=10"], "10"),
         ("9-2-3", ["9-2=7", "7-3=4"], "4"),
         ("80×(1+1/8)", ["1+1/8:8+1=9,9/8得9/8", "80×(9/8):80÷8:8÷8商1余0得10,10×9=90得90"], "90"),
         ("6÷(1-1/3)", ["1-1/3:3-1=2,2/3得2/3", "6÷(2/3):6×3/2:6÷2=3,3×3=9得9"], "9"),
@@ -150,6 +152,45 @@ def test_every_step_and_the_result_agree_with_fractions(operator):
 )  # fmt: skip
 def test_a_chain_is_spelled_in_the_order_of_its_evaluation(expression, steps, result):
     assert spell_chain(expression) == (steps, result)
+
+
+@pytest.mark.parametrize(
+    ("expression", "lines"),
+    [
+        ("24×12", ["24×12:24×1=24,24×2~40808,20404=48,240+48~088,448,202=288得288"]),
+        ("3×(8-2)", ["8-2=6", "3×6=18"]),  # of one calculation, its own line says as much
+        ("8×3+6×5", ["8×3=24", "24+6×5", "6×5=30", "24+30~404,235=54"]),
+        (
+            "(1+1/8)÷3-(3-2)",
+            [
+                "1+1/8:8+1=9,9/8得9/8", "(9/8)÷3-(3-2)",
+                "(9/8)÷3:9/8×1/3:9×1=9,8×3=24,9/24约3,9÷3=3,24÷3=8,3/8得3/8", "(3/8)-(3-2)",
+                "3-2=1", "(3/8)-1:8-3=5得-5/8",
+            ],
+        ),
+        ("2+3^3", ["3×3=9", "2+(9×3)", "9×3=27", "2+27~279,022=29"]),
+    ],
+)  # fmt: skip
+def test_what_is_left_is_told_while_it_is_more_than_one_calculation(expression, lines):
+    assert lines_of_chain(expression) == lines
+
+
+def test_what_is_left_comes_to_the_same():
+    rng, told = random.Random(6), 0
+    for _ in range(300):
+        numbers = [str(rng.randint(1, 99)) for _ in range(5)]
+        signs = [rng.choice("+-×÷") for _ in range(4)]
+        text = "".join(part for pair in zip(numbers, [*signs, ""]) for part in pair)
+        begin = text.index(signs[1], len(numbers[0]) + 1) + 1
+        text = rng.choice([text, f"{text[:begin]}({text[begin:]})"])
+        try:
+            lines, result = lines_of_chain(text), spell_chain(text)[1]
+        except CannotSpell:
+            continue
+        left = [line for line in lines if not re.search("[=:]", line)]
+        assert all(spell_chain(line)[1] == result for line in left), lines
+        told += len(left)
+    assert told > 200
 
 
 @pytest.mark.parametrize("operators", ["+-", "×÷", "+-×÷"])
@@ -173,7 +214,9 @@ def test_chains_agree_with_python(operators):
         assert all(is_true for step in steps for _, is_true in claims(step)), steps
 
 
-@pytest.mark.parametrize("text", ["", "3+", "(3+4", "3)", "2^4", "^2", "3 apples", "×2"])
+@pytest.mark.parametrize(
+    "text", ["", "3+", "(3+4", "3)", "2^4", "^2", "3 apples", "×2", "2(3+4)", "()", "3^2^"]
+)
 def test_what_is_no_expression_is_refused(text):
     with pytest.raises(CannotSpell, match="not an expression"):
         spell_chain(text)

@@ -1,13 +1,18 @@
-"""Expressions such as 3×(8-2)^2: evaluated one calculation at a time, each written out."""
+"""Expressions such as 3×(8-2)^2: evaluated one calculation at a time, each written out.
+
+The result of the one that comes first takes its place, and what is left is an expression again.
+"""
 
 import re
+from collections.abc import Iterator
 
 from tools.arithmetic import result_of, spell
 from tools.decimals import quotient
 from tools.exact_numbers import NUMBER, CannotSpell, value, written
 
-MOST_BRACKETS = 100  # Python ends at some 200 within each other
 TOKEN = re.compile(rf"{NUMBER}|\^[23]|[-+×÷()]")
+IS_NUMBER = re.compile(rf"-?{NUMBER}|\(-\d+/\d+\)").fullmatch  # also one below zero, where each chain ends
+BINDS = {"+": 1, "-": 1, "×": 2, "÷": 2, "^2": 3, "^3": 3}  # the higher, the earlier
 
 
 def spell_chain(expression, allows=lambda index, step: True):
@@ -16,59 +21,63 @@ def spell_chain(expression, allows=lambda index, step: True):
     Raises CannotSpell as spell does, for the first calculation that is not allowed, and for what is no
     expression of numbers, + - × ÷ ^2 ^3 and brackets.
     """
-    tokens = TOKEN.findall(expression)
-    if "".join(tokens) != expression or expression.count("(") > MOST_BRACKETS:
-        raise CannotSpell("not an expression")
-    steps = []
-
-    def add(step):
+    steps, left = [], tokens_of(expression)
+    for step, rest in evaluated(left):
         if not allows(len(steps), step):
             raise CannotSpell("not allowed")
         steps.append(step)
-
-    result = chain(tokens, add, "+-")
-    if tokens:
-        raise CannotSpell("not an expression")
+        left = rest
+    [result] = left
     return steps, result.strip("()") if result.startswith("(") else result
 
 
-def chain(tokens, add, operators):
-    """The result of the longest sum ("+-") or product ("×÷") at the front of tokens, taken from them;
-    add(step) is called with each of its calculations."""
-    result = chain(tokens, add, "×÷") if operators == "+-" else power(tokens, add)
-    while tokens and tokens[0] in operators:
-        operator = tokens.pop(0)
-        other = chain(tokens, add, "×÷") if operators == "+-" else power(tokens, add)
-        result = calculate(result, operator, other, add)
-    return result
+def lines_of_chain(expression) -> list[str]:
+    """'(3+5)×2-6' -> ['3+5=8', '8×2-6', '8×2:...得16', '16-6=10']: the calculations, and what is left after
+    each, where that is more than one calculation. Raises CannotSpell."""
+    lines = []
+    for step, left in evaluated(tokens_of(expression)):
+        lines += [step, "".join(left)] if sum(token in BINDS for token in left) > 1 else [step]
+    return lines
 
 
-def calculate(a, operator, b, add):
-    """The result of one calculation, a fraction in brackets."""
-    add(step := spell(a, operator, b))
-    result = result_of(step)
-    return f"({result})" if "/" in result else result
-
-
-def power(tokens, add):
-    """An operand, or its square or cube, multiplied out."""
-    base = result = operand(tokens, add)
-    if tokens and tokens[0].startswith("^"):
-        for _ in range(int(tokens.pop(0)[1]) - 1):
-            result = calculate(result, "×", base, add)
-    return result
-
-
-def operand(tokens, add):
-    """A number, or the result of a bracket."""
-    if not tokens or not re.fullmatch(rf"{NUMBER}|\(", tokens[0]):
+def tokens_of(expression) -> list[str]:
+    tokens = TOKEN.findall(expression)
+    if "".join(tokens) != expression:
         raise CannotSpell("not an expression")
-    if (token := tokens.pop(0)) != "(":
-        return token
-    result = chain(tokens, add, "+-")
-    if not tokens or tokens.pop(0) != ")":
-        raise CannotSpell("not an expression")
-    return result
+    return unwrapped(tokens)
+
+
+def evaluated(tokens) -> Iterator[tuple[str, list[str]]]:
+    """(step, the tokens that are left) of each calculation."""
+    while len(tokens) != 1 or not IS_NUMBER(tokens[0]):
+        place = first_calculation(tokens)
+        a, sign, *rest = tokens[place:]
+        step = spell(a, "×", a) if sign.startswith("^") else spell(a, sign, rest.pop(0))
+        result = result_of(step)
+        found = [f"({result})" if "/" in result else result]
+        if sign == "^3":
+            found = ["(", *found, "×", a, ")"]
+        tokens = unwrapped([*tokens[:place], *found, *rest])
+        yield step, tokens
+
+
+def first_calculation(tokens) -> int:
+    """The place of its first number: the leftmost sign that binds no less than the ones beside it."""
+    around = ["", *tokens, "", ""]
+    for place, (before, a, sign, b, after) in enumerate(zip(*(around[start:] for start in range(5)))):
+        is_first = BINDS.get(before, 0) < BINDS.get(sign, 0) >= BINDS.get(after, 0)
+        if is_first and IS_NUMBER(a) and (sign.startswith("^") or IS_NUMBER(b)):
+            return place
+    raise CannotSpell("not an expression")
+
+
+def unwrapped(tokens) -> list[str]:
+    """The tokens without brackets around a single number."""
+    for place in range(len(tokens) - 2):
+        opening, number, closing = tokens[place : place + 3]
+        if (opening, closing) == ("(", ")") and IS_NUMBER(number):
+            return unwrapped([*tokens[:place], number, *tokens[place + 3 :]])
+    return tokens
 
 
 def restate(result: str, stated: str) -> list[str]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tools.exact_numbers import NUMBER, CannotSpell
 from tools.expressions import spell_chain
-from tools.worked_r1 import checked_steps
+from tools.worked_r1 import lines_of_thought
 
 WORKED = re.compile(rf"<think>\n(.+)\n(?:.+\n)+</think>\n<answer>\n({NUMBER})\n</answer>")
 DRILLED = re.compile(rf"(.+)=<think>\n.+\n</think>\n<answer>\n({NUMBER})\n</answer>")
@@ -34,8 +34,8 @@ def read_problem(messages: list[dict]) -> Problem | None:
 
 def worked(problem: Problem) -> list[dict]:
     """The problem with its calculations written out. Raises CannotSpell."""
-    steps = checked_steps(problem.equation, problem.answer)
-    return conversation_of(problem.question, problem.equation, steps, problem.answer)
+    lines = lines_of_thought(problem.equation, problem.answer)
+    return conversation_of(problem.question, lines, problem.answer)
 
 
 def equation_alone(problem: Problem) -> list[dict]:
@@ -47,14 +47,13 @@ def equation_alone(problem: Problem) -> list[dict]:
 def without_steps(messages: list[dict]) -> list[dict]:
     """A worked word problem or drill without its calculations; any other conversation as it is."""
     if problem := read_problem(messages):
-        return conversation_of(problem.question, problem.equation, [], problem.answer)
+        return conversation_of(problem.question, [problem.equation], problem.answer)
     if drilled := DRILLED.fullmatch("".join(message["content"] for message in messages)):
-        return conversation_of(messages[0]["content"], drilled[1], [], drilled[2])
+        return conversation_of(messages[0]["content"], [drilled[1]], drilled[2])
     return messages
 
 
-def conversation_of(question: str, equation: str, steps: list[str], answer: str) -> list[dict]:
-    """The conversation that tools/worked_r1.py makes of a problem; a drill has no equation of its own."""
-    thought = "\n".join([equation, *steps] if equation else steps)
-    reply = f"<think>\n{thought}\n</think>\n<answer>\n{answer}\n</answer>"
+def conversation_of(question: str, thought: list[str], answer: str) -> list[dict]:
+    """A question, and a reply with the lines of a thought."""
+    reply = "\n".join(["<think>", *thought, "</think>", "<answer>", answer, "</answer>"])
     return [{"role": "user", "content": question}, {"role": "assistant", "content": reply}]

@@ -62,7 +62,7 @@ def asked_for(number: str, problem: Problem, ask: re.Match) -> Problem:
     for found, text in sorted([(ask, told), (place, word)], key=lambda pair: -pair[0].start()):
         question = question[: found.start()] + text + question[found.end() :]
     equation = solved(TOKEN.findall(problem.equation), number, answer)
-    return Problem(question, in_questions_order(question, equation, number)[0], number)
+    return Problem(question, in_questions_order(question, equation, number), number)
 
 
 def solved(tokens: list[str], number: str, result: str) -> str:

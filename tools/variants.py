@@ -82,7 +82,7 @@ def drill(a: str, operator: str, b: str, rng: random.Random) -> list[dict] | Non
         except CannotSpell:
             continue
         if result_kinds([step]) == kinds and len(step) <= MOST_CHARACTERS // 2:
-            return conversation_of(f"{x}{operator}{y}=", "", [step], result_of(step))
+            return conversation_of(f"{x}{operator}{y}=", [step], result_of(step))
     return None
 
 

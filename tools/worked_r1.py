@@ -31,7 +31,7 @@ from infra.files import write_text
 from infra.questions import read_conversations
 from infra.scoring import REPLY, final_answer, number_value
 from tools.exact_numbers import NUMBER, CannotSpell, value
-from tools.expressions import restate, spell_chain
+from tools.expressions import lines_of_chain, restate, spell_chain
 from tools.operand_order import in_order_of
 from tools.other_numbers import result_kinds
 
@@ -69,21 +69,20 @@ def worked_equation(reply, equation, stated, counts, question=""):
     """'9×5×12', '540' -> <think> 9×5×12, 9×5=45, 45×12:... </think> <answer> 540 </answer>, one a line"""
     operators = len(OPERATOR.findall(equation))
     try:
-        equation, steps = in_questions_order(question, equation, stated)
+        lines = lines_of_thought(in_questions_order(question, equation, stated), stated)
     except CannotSpell as reason:
         counts[str(reason)] += operators
         return reply
     counts["spelled"] += operators
-    thought = "\n".join([equation, *steps])
+    thought = "\n".join(lines)
     return f"<think>\n{thought}\n</think>\n<answer>\n{stated}\n</answer>"
 
 
-def in_questions_order(question: str, equation: str, stated: str) -> tuple[str, list[str]]:
+def in_questions_order(question: str, equation: str, stated: str) -> str:
     """The equation, its operands in the question's order unless that makes more of its results fractions or
-    decimals, and its steps. Raises CannotSpell."""
-    steps, other = checked_steps(equation, stated), in_order_of(question, equation)
-    other_steps = checked_steps(other, stated)
-    return (equation, steps) if broken(other_steps) > broken(steps) else (other, other_steps)
+    decimals. Raises CannotSpell."""
+    other = in_order_of(question, equation)
+    return min(other, equation, key=lambda one: broken(checked_steps(one, stated)))
 
 
 def broken(steps: list[str]) -> int:
@@ -106,12 +105,22 @@ def worked_calculation(found, counts):
 
 def checked_steps(expression: str, stated: str) -> list[str]:
     """The steps of an expression, the last one coming to what is stated. Raises CannotSpell."""
+    return spell_chain(expression)[0] + restate(checked_result(expression, stated), stated)
+
+
+def lines_of_thought(equation: str, stated: str) -> list[str]:
+    """The equation, and its steps with what is left of it after each. Raises CannotSpell."""
+    return [equation, *lines_of_chain(equation), *restate(checked_result(equation, stated), stated)]
+
+
+def checked_result(expression: str, stated: str) -> str:
+    """What an expression comes to, if that is what is stated. Raises CannotSpell."""
     steps, result = spell_chain(expression)
     if not steps:
         raise CannotSpell("nothing to calculate")
     if value(result) != value(stated):
         raise CannotSpell("another result in the source")
-    return steps + restate(result, stated)
+    return result
 
 
 def worked_conversation(messages: list[dict], counts: Counter) -> list[dict]:
