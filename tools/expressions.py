@@ -73,10 +73,14 @@ def first_calculation(tokens) -> int:
 
 def unwrapped(tokens) -> list[str]:
     """The tokens without brackets around a single number."""
-    for place in range(len(tokens) - 2):
+    place = 0
+    while place + 2 < len(tokens):
         opening, number, closing = tokens[place : place + 3]
         if (opening, closing) == ("(", ")") and IS_NUMBER(number):
-            return unwrapped([*tokens[:place], number, *tokens[place + 3 :]])
+            tokens = [*tokens[:place], number, *tokens[place + 3 :]]
+            place = max(0, place - 1)  # there may be brackets around it
+        else:
+            place += 1
     return tokens
 
 
