@@ -81,8 +81,8 @@ def worked_equation(reply, equation, stated, counts, question=""):
 def in_questions_order(question: str, equation: str, stated: str) -> str:
     """The equation, its operands in the question's order unless that makes more of its results fractions or
     decimals. Raises CannotSpell."""
-    other = in_order_of(question, equation)
-    return min(other, equation, key=lambda one: broken(checked_steps(one, stated)))
+    steps, other = checked_steps(equation, stated), in_order_of(question, equation)
+    return equation if broken(checked_steps(other, stated)) > broken(steps) else other
 
 
 def broken(steps: list[str]) -> int:
