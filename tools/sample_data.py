@@ -1,22 +1,25 @@
 """
 python tools/sample_data.py --out_dir data --seed 0
 
-Write a small Chinese corpus for all three stages, so that the pipeline can be tried with nothing downloaded. Every
-sentence comes from the tables and templates below, which were written for this project; a seed fixes every byte.
+Write a small Chinese corpus for all stages, so that the pipeline can be tried with nothing downloaded. Every
+sentence comes from the tables and templates below, which were written for this project; a seed fixes every
+byte.
 
-    pretrain.jsonl  pretrain_val.jsonl             {"text": "..."}
-    sft.jsonl       sft_val.jsonl  sft_test.jsonl  {"conversations": [{"role": "user", "content": "..."}, ...]}
-    r1.jsonl        r1_val.jsonl   r1_test.jsonl   the same, each reply being <think>...</think>\\n<answer>...</answer>
+    pretrain.jsonl  pretrain_val.jsonl            {"text": "..."}
+    sft.jsonl       sft_val.jsonl  sft_test.jsonl {"conversations": [{"role": "user", "content": "..."}, ...]}
+    r1.jsonl        r1_val.jsonl   r1_test.jsonl  the same, as <think>...</think>\\n<answer>...</answer>
+    r1_new.jsonl                                  more problems, for GRPO.py
 
-The two test files hold the same word problems in the same order: answered at once in one, worked out in the other.
-r1_new.jsonl holds more problems, for GRPO.py.
+The two test files hold the same word problems in the same order: answered at once in one, worked out in the
+other.
 
-What is held out. Every word problem of the conversations, in whichever file, has its own question and its own (kind,
-numbers). Beyond that, no single operation that solves a validation or test problem of theirs (345+278, 278+345, an
-intermediate 623-150) is used in any training problem, nor worked out in the pretraining text: a test question was never
-seen, nor its arithmetic. What else validation asks on its own is asked in no training conversation, with or without 请问
-before it; a conversation of several turns is new as a whole. The facts asked for are those of the pretraining text, whose
-own validation file holds new texts, but some of their sums may also stand in pretrain.jsonl.
+What is held out. Every word problem of the conversations, in whichever file, has its own question and its own
+(kind, numbers). Beyond that, no single operation that solves a validation or test problem of theirs (345+278,
+278+345, an intermediate 623-150) is used in any training problem, nor worked out in the pretraining text: a
+test question was never seen, nor its arithmetic. What else validation asks on its own is asked in no training
+conversation, with or without 请问 before it; a conversation of several turns is new as a whole. The facts asked
+for are those of the pretraining text, whose own validation file holds new texts, but some of their sums may
+also stand in pretrain.jsonl.
 """
 import argparse
 import json
@@ -26,12 +29,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Sizes
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Sizes ----
 
 PRETRAIN_BYTES = 4_000_000   # of pretrain.jsonl
-WORKED_SHARE = 0.75          # of those bytes: sums worked out digit by digit, so that the skill is there before SFT
+WORKED_SHARE = 0.75          # of those bytes: sums worked out digit by digit, a skill to have before SFT
 WORKED_STORY_SHARE = 0.75     # of the worked sums: told as a story, from its question to its answer
 SFT_ITEMS = 6_000
 SFT_PROBLEM_SHARE = 0.35
@@ -39,7 +40,7 @@ SFT_SYSTEM_SHARE = 0.03
 R1_ITEMS = 12_000
 R1_CHAT_SHARE = 0.15         # so that the distilled model still answers what is not arithmetic
 JOINED_SHARE = 0.15          # of the conversations: they go on with what another would have asked
-JOINED_CHARACTERS = 240      # in such a conversation at most, so that it fits the quickstart's rows of 256 tokens
+JOINED_CHARACTERS = 240      # in such a conversation at most: it is to fit the quickstart's rows of 256
 PROBE_COPIES = 20            # of each of FACT_CHECKS in sft.jsonl and r1.jsonl
 VAL_ITEMS = 200
 TEST_ITEMS = 200
@@ -52,9 +53,7 @@ FACT_CHECKS = [
     "熊猫喜欢吃什么？", "中秋节吃什么？", "大的反义词是什么？", "3米等于多少厘米？", "苹果用英语怎么说？",
 ]
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Word problems
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Word problems ----
 
 NAMES = ["小明", "小红", "小华", "小丽", "小刚", "小芳", "小军", "小美", "小强", "小兰", "小东", "小雨",
          "小林", "小雪", "小龙", "小云", "小亮", "小月", "小杰", "小梅", "小天", "小文", "小乐", "小静"]
@@ -64,8 +63,8 @@ ITEMS = [("个", "苹果"), ("个", "鸡蛋"), ("个", "橙子"), ("个", "杯�
          ("瓶", "牛奶"), ("盒", "饼干"), ("袋", "大米"), ("棵", "树苗"), ("双", "筷子")]
 PLACES = ["学校", "商店", "仓库", "图书馆", "超市", "工厂", "农场", "食堂"]
 
-# A template is (story, ask). The question is story + ask + "？", and the answer is the ask with 多少 replaced by the
-# result. A story gives its numbers in the order in which they are used: {a}, {b}, {c}.
+# A template is (story, ask). The question is story + ask + "？", and the answer is the ask with 多少 replaced by
+# the result. A story gives its numbers in the order in which they are used: {a}, {b}, {c}.
 TEMPLATES = {
     "add": [
         ("{name}有{a}{unit}{item}，又买了{b}{unit}。", "{name}一共有多少{unit}{item}"),
@@ -170,7 +169,7 @@ def make_problem(rng, kind):
 
 
 def draw_numbers(rng, kind):
-    """Numbers of three digits for a kind (one digit for 2 to 9 times), such that every intermediate result is positive."""
+    """Numbers of three digits for a kind (one digit for 2 to 9 times); all results on the way are above 0."""
     while True:
         numbers = tuple(draw_number(rng) for _ in range(len(SYMBOLS[kind]) + 1))
         if SYMBOLS[kind][0] == "×":
@@ -200,7 +199,8 @@ def evaluate(symbol, a, b):
 
 def work(calculation):
     """The written working of one operation, or of two with 第一步 and 第二步 before them."""
-    texts = [{"+": add_steps, "-": subtract_steps, "×": multiply_steps}[symbol](a, b) for symbol, a, b in calculation]
+    steps = {"+": add_steps, "-": subtract_steps, "×": multiply_steps}
+    texts = [steps[symbol](a, b) for symbol, a, b in calculation]
     return texts[0] if len(texts) == 1 else "".join(name + text for name, text in zip(STEP_NAMES, texts))
 
 
@@ -253,7 +253,8 @@ def subtract_column(x, y, borrow):
 def multiply_column(digit, n, carry):
     """4, 7, 4 -> (4×7+4=28+4=32，写2进3, 3)"""
     total = digit * n + carry
-    return f"{digit}×{n}" + (f"+{carry}={digit * n}+{carry}" if carry else "") + f"={total}，" + written(total), total // 10
+    carried = f"+{carry}={digit * n}+{carry}" if carry else ""
+    return f"{digit}×{n}{carried}={total}，" + written(total), total // 10
 
 
 def written(total):
@@ -283,14 +284,14 @@ def columns(a, b):
 
 
 class ProblemBank:
-    """Hands out problems so that no question and no (kind, numbers) comes twice, and held-out operations only once."""
+    """Hands out problems: no question and no (kind, numbers) twice, and no held-out operation again."""
 
     def __init__(self, rng):
         self.rng = rng
         self.questions, self.tuples, self.reserved = set(), set(), set()
 
     def draw(self, count, hold_out=False):
-        """The next `count` problems, the kinds in turn. Draw what is held out first: it binds only later draws."""
+        """The next `count` problems, the kinds in turn. Draw what is held out first: it binds later draws."""
         return [self.draw_one(KINDS[index % len(KINDS)], hold_out) for index in range(count)]
 
     def draw_one(self, kind, hold_out):
@@ -316,9 +317,7 @@ def unordered(operation):
     return (symbol, min(a, b), max(a, b)) if symbol == "+" else operation
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# What the model is to know
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- What the model is to know ----
 
 CAPITALS = {
     "中国": "北京", "日本": "东京", "法国": "巴黎", "英国": "伦敦", "美国": "华盛顿", "俄罗斯": "莫斯科", "德国": "柏林",
@@ -414,14 +413,16 @@ IDIOMS = [  # (idiom, meaning, example)
     ("异口同声", "大家说一样的话", "同学们异口同声地说好。"), ("废寝忘食", "专心得忘了吃饭睡觉", "他废寝忘食地学习。"),
 ]
 NOUNS = {  # English: Chinese
-    "apple": "苹果", "banana": "香蕉", "orange": "橙子", "egg": "鸡蛋", "cake": "蛋糕", "fish": "鱼", "bird": "鸟", "cat": "猫",
-    "dog": "狗", "pig": "猪", "cow": "牛", "horse": "马", "sheep": "羊", "rabbit": "兔子", "monkey": "猴子", "tiger": "老虎",
-    "book": "书", "pen": "钢笔", "pencil": "铅笔", "desk": "书桌", "chair": "椅子", "bag": "书包", "cup": "杯子", "door": "门",
-    "window": "窗户", "house": "房子", "room": "房间", "school": "学校", "park": "公园", "shop": "商店", "car": "汽车",
-    "bus": "公共汽车", "train": "火车", "ship": "船", "plane": "飞机", "tree": "树", "flower": "花", "river": "河",
-    "mountain": "山", "star": "星星", "teacher": "老师", "student": "学生", "doctor": "医生", "farmer": "农民",
-    "friend": "朋友", "boy": "男孩", "girl": "女孩", "ball": "球", "kite": "风筝", "clock": "钟", "map": "地图",
-    "letter": "信", "picture": "图画", "song": "歌", "game": "游戏", "hat": "帽子", "coat": "大衣", "shoe": "鞋",
+    "apple": "苹果", "banana": "香蕉", "orange": "橙子", "egg": "鸡蛋", "cake": "蛋糕", "fish": "鱼",
+    "bird": "鸟", "cat": "猫", "dog": "狗", "pig": "猪", "cow": "牛", "horse": "马", "sheep": "羊",
+    "rabbit": "兔子", "monkey": "猴子", "tiger": "老虎", "book": "书", "pen": "钢笔", "pencil": "铅笔",
+    "desk": "书桌", "chair": "椅子", "bag": "书包", "cup": "杯子", "door": "门", "window": "窗户",
+    "house": "房子", "room": "房间", "school": "学校", "park": "公园", "shop": "商店", "car": "汽车",
+    "bus": "公共汽车", "train": "火车", "ship": "船", "plane": "飞机", "tree": "树", "flower": "花",
+    "river": "河", "mountain": "山", "star": "星星", "teacher": "老师", "student": "学生", "doctor": "医生",
+    "farmer": "农民", "friend": "朋友", "boy": "男孩", "girl": "女孩", "ball": "球", "kite": "风筝",
+    "clock": "钟", "map": "地图", "letter": "信", "picture": "图画", "song": "歌", "game": "游戏",
+    "hat": "帽子", "coat": "大衣", "shoe": "鞋",
 }
 PLAIN_WORDS = {  # English: Chinese; not used with "a"
     "water": "水", "milk": "牛奶", "tea": "茶", "rice": "米饭", "sun": "太阳", "moon": "月亮", "sky": "天空", "sea": "大海",
@@ -482,9 +483,7 @@ def all_words():
     return {**NOUNS, **PLAIN_WORDS, **ADJECTIVES}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Conversations
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Conversations ----
 
 SYSTEM_MESSAGES = ["你是 WeakWater，一个友好的中文助手。", "你是一个乐于助人的助手，请用中文简短地回答。", "请认真回答用户的问题。"]
 SELF = "我是 WeakWater，一个从零训练的小语言模型。"
@@ -636,7 +635,7 @@ def follow_up_chat(rng):
 def probe_turns():
     """FACT_CHECKS with their replies, as turns."""
     scripts = IDENTITY + SMALL_TALK
-    turns = [Turn(question, reply, thought) for thought, reply, questions in scripts for question in questions]
+    turns = [Turn(asked, reply, thought) for thought, reply, questions in scripts for asked in questions]
     turns += [fact_turn(fact) for fact in all_facts()]
     turns += [unit_turn(3, *unit) for unit in UNITS]
     turns.append(Turn("苹果用英语怎么说？", "苹果的英语是 apple。", "用户要我把苹果翻译成英语。"))
@@ -671,9 +670,7 @@ def r1_document(chat):
     return sft_document([Turn(turn.question, reply, turn.thought) for turn, reply in zip(chat, replies)])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Pretraining text
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Pretraining text ----
 
 TIMES = ["早上", "上午", "中午", "下午", "傍晚", "星期六", "星期天", "放学以后", "吃完饭以后", "放假的时候"]
 WEATHERS = ["天气晴朗，阳光很好", "天上飘着几朵白云", "刮着凉凉的风", "天气有点热", "雨刚刚停，空气很新鲜",
@@ -725,7 +722,7 @@ PROSE_OPENINGS = ["{season}到了。", "我喜欢{season}。", "{season}的天�
 
 
 def worked_text(rng, bank):
-    """A calculation with or without a story, in the step language of the R1 replies, and never a held-out one."""
+    """A calculation, with or without a story, in the steps of the R1 replies, and never a held-out one."""
     if rng.random() < WORKED_STORY_SHARE:
         while True:
             problem = make_problem(rng, rng.choice(KINDS))
@@ -741,7 +738,7 @@ def worked_text(rng, bank):
             break
     if kind == "compare":
         return compare_steps(rng.choice(NAMES), *numbers) + work(calculation)
-    formula = str(numbers[0]) + "".join(f"{symbol}{number}" for symbol, number in zip(SYMBOLS[kind], numbers[1:]))
+    formula = str(numbers[0]) + "".join(map("{}{}".format, SYMBOLS[kind], numbers[1:]))
     return rng.choice(["", f"{formula}怎么算？"]) + work(calculation)
 
 
@@ -764,7 +761,8 @@ def digit_text(rng):
     for _ in range(rng.randint(4, 7)):
         number = rng.choice([draw_number(rng), rng.randint(1000, 9999)])
         places = [f"{place}位是{digit}" for place, digit in zip(DIGIT_PLACES, reversed(str(number)))]
-        lines.append(rng.choice([f"抄写{number}：{number}。", f"{number}的" + "，".join(places) + "。", f"{rng.choice(NAMES)}写了{number}，我也写{number}。"]))
+        copied = f"{rng.choice(NAMES)}写了{number}，我也写{number}。"
+        lines.append(rng.choice([f"抄写{number}：{number}。", f"{number}的{'，'.join(places)}。", copied]))
     return "".join(lines)
 
 
@@ -789,7 +787,7 @@ def fact_text(rng):
 def unit_text(rng):
     large, small, factor = rng.choice(UNITS)
     counts = rng.sample(range(2, 10), 4)
-    return f"1{large}等于{factor}{small}。" + "".join(f"{count}{large}等于{count * factor}{small}。" for count in counts)
+    return "".join(f"{count}{large}等于{count * factor}{small}。" for count in [1, *counts])
 
 
 def idiom_text(rng):
@@ -799,7 +797,8 @@ def idiom_text(rng):
 def english_text(rng):
     """Some word pairs, then a sentence with its translation."""
     pairs = rng.sample(list(all_words().items()), 3)
-    text = "".join(rng.choice([f"{chinese}的英语是 {english}。", f"{english} 的意思是{chinese}。"]) for english, chinese in pairs)
+    said = ([f"{chinese}的英语是 {english}。", f"{english} 的意思是{chinese}。"] for english, chinese in pairs)
+    text = "".join(map(rng.choice, said))
     english, chinese = rng.choice(list(NOUNS.items()))
     adjective = rng.choice(["big", "small", "good", "beautiful"])
     article = "an" if english[0] in "aeo" else "a"
@@ -815,7 +814,8 @@ def story_text(rng):
     slots = dict(name=name, friend=friend, thing=rng.choice(THINGS))
     opening = rng.choice([
         f"{rng.choice(TIMES)}，{rng.choice(WEATHERS)}。{name}和{friend}来到{rng.choice(STORY_PLACES)}。",
-        f"{rng.choice(TIMES)}，{name}和{friend}去{rng.choice(STORY_PLACES)}{rng.choice(ACTIONS)}。{rng.choice(WEATHERS)}。",
+        f"{rng.choice(TIMES)}，{name}和{friend}去{rng.choice(STORY_PLACES)}{rng.choice(ACTIONS)}。"
+        f"{rng.choice(WEATHERS)}。",
         f"{name}和{friend}是同学，常常一起{rng.choice(ACTIONS)}。有一天，{rng.choice(WEATHERS)}。",
     ])
     episodes = "".join(rng.sample(EPISODES, rng.choice([1, 1, 2])))
@@ -830,8 +830,8 @@ def everyday_text(rng):
         action, action2 = rng.sample(ACTIONS, 2)
         sentences.append(template.format(
             name=name, friend=friend, companion=rng.choice(COMPANIONS), time=rng.choice(TIMES), action=action,
-            action2=action2, place=rng.choice(STORY_PLACES), weather=rng.choice(WEATHERS), thing=rng.choice(THINGS),
-            food=rng.choice(COOKED_FOODS), city=rng.choice(CITIES)))
+            action2=action2, place=rng.choice(STORY_PLACES), weather=rng.choice(WEATHERS),
+            thing=rng.choice(THINGS), food=rng.choice(COOKED_FOODS), city=rng.choice(CITIES)))
     return "".join(sentences)
 
 
@@ -845,16 +845,14 @@ def season_text(rng):
 
 def text_makers(bank):
     """[(maker, share of the bytes)]"""
-    others = [(digit_text, 10), (table_text, 10), (counting_text, 2), (fact_text, 12), (unit_text, 3), (idiom_text, 5), (english_text, 6),
-              (story_text, 16), (everyday_text, 6), (season_text, 4)]
+    others = [(digit_text, 10), (table_text, 10), (counting_text, 2), (fact_text, 12), (unit_text, 3),
+              (idiom_text, 5), (english_text, 6), (story_text, 16), (everyday_text, 6), (season_text, 4)]
     total = sum(share for _, share in others)
     return [(lambda rng: worked_text(rng, bank), WORKED_SHARE),
             *((maker, share / total * (1 - WORKED_SHARE)) for maker, share in others)]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Files ----
 
 
 def write_sample_data(folder, seed=0, scale=1.0):
@@ -868,7 +866,7 @@ def write_sample_data(folder, seed=0, scale=1.0):
     rng = random.Random(seed)
     bank = ProblemBank(rng)
     test = [problem_chat(problem) for problem in bank.draw(TEST_ITEMS, hold_out=True)]
-    sft_val, r1_val = held_out_chats(rng, bank, SFT_PROBLEM_SHARE), held_out_chats(rng, bank, 1 - R1_CHAT_SHARE)
+    sft_val, r1_val = (held_out_chats(rng, bank, share) for share in (SFT_PROBLEM_SHARE, 1 - R1_CHAT_SHARE))
     held_out = {questions_of(chat) for chat in sft_val + r1_val}
     sft = training_chats(rng, bank, SFT_ITEMS, SFT_PROBLEM_SHARE, scale, held_out)
     r1 = training_chats(rng, bank, R1_ITEMS, 1 - R1_CHAT_SHARE, scale, held_out)
@@ -876,9 +874,11 @@ def write_sample_data(folder, seed=0, scale=1.0):
     pretrain = training_texts(rng, bank, scale, held_out=set(pretrain_val))
     new = [problem_chat(problem) for problem in bank.draw(round(NEW_ITEMS * scale))]
     documents = {
-        "pretrain": [{"text": text} for text in pretrain], "pretrain_val": [{"text": text} for text in pretrain_val],
+        "pretrain": [{"text": text} for text in pretrain],
+        "pretrain_val": [{"text": text} for text in pretrain_val],
         "sft": [sft_document(chat, draw_system_message(rng)) for chat in sft],
-        "sft_val": [sft_document(chat) for chat in sft_val], "sft_test": [sft_document(chat) for chat in test],
+        "sft_val": [sft_document(chat) for chat in sft_val],
+        "sft_test": [sft_document(chat) for chat in test],
         "r1": [r1_document(chat) for chat in r1], "r1_new": [r1_document(chat) for chat in new],
         "r1_val": [r1_document(chat) for chat in r1_val], "r1_test": [r1_document(chat) for chat in test],
     }
@@ -901,7 +901,7 @@ def held_out_chats(rng, bank, problem_share):
 
 
 def training_chats(rng, bank, items, problem_share, scale, held_out):
-    """Word problems, the probes and other conversations, shuffled; at least the probes, however small the scale."""
+    """Word problems, the probes and other conversations, shuffled; the probes at any scale."""
     count = round(items * scale)
     chats = [problem_chat(problem) for problem in bank.draw(round(count * problem_share))]
     chats += [[turn] for turn in probe_turns()] * max(1, round(PROBE_COPIES * scale))
@@ -958,10 +958,11 @@ def json_line(document):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    as_it_is = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=as_it_is)
     parser.add_argument("--out_dir", default="data", help="folder to write into (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the random draws (default: %(default)s)")
-    parser.add_argument("--scale", type=float, default=1.0, help="size of the training sets (default: %(default)s)")
+    parser.add_argument("--scale", type=float, default=1.0, help="of training sets (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
         paths = write_sample_data(args.out_dir, args.seed, args.scale)
