@@ -27,17 +27,23 @@ def spell_chain(expression, allows=lambda index, step: True):
             raise CannotSpell("not allowed")
         steps.append(step)
         left = rest
+    return steps, result_in(left)
+
+
+def lines_of_chain(expression):
+    """'(3+5)×2-6' -> ['3+5=8', '8×2-6', '8×2:...得16', '16-6=10'], '10': the calculations, with what is left
+    after each, while that is more than one calculation, and the result. Raises CannotSpell."""
+    lines, left = [], tokens_of(expression)
+    for step, rest in evaluated(left):
+        lines += [step, "".join(rest)] if sum(token in BINDS for token in rest) > 1 else [step]
+        left = rest
+    return lines, result_in(left)
+
+
+def result_in(left) -> str:
+    """The only token that is left at last, without the brackets of a fraction."""
     [result] = left
-    return steps, result.strip("()") if result.startswith("(") else result
-
-
-def lines_of_chain(expression) -> list[str]:
-    """'(3+5)×2-6' -> ['3+5=8', '8×2-6', '8×2:...得16', '16-6=10']: the calculations, and what is left after
-    each, where that is more than one calculation. Raises CannotSpell."""
-    lines = []
-    for step, left in evaluated(tokens_of(expression)):
-        lines += [step, "".join(left)] if sum(token in BINDS for token in left) > 1 else [step]
-    return lines
+    return result.strip("()") if result.startswith("(") else result
 
 
 def tokens_of(expression) -> list[str]:

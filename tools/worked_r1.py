@@ -105,22 +105,21 @@ def worked_calculation(found, counts):
 
 def checked_steps(expression: str, stated: str) -> list[str]:
     """The steps of an expression, the last one coming to what is stated. Raises CannotSpell."""
-    return spell_chain(expression)[0] + restate(checked_result(expression, stated), stated)
+    return checked(*spell_chain(expression), stated)
 
 
 def lines_of_thought(equation: str, stated: str) -> list[str]:
     """The equation, and its steps with what is left of it after each. Raises CannotSpell."""
-    return [equation, *lines_of_chain(equation), *restate(checked_result(equation, stated), stated)]
+    return [equation, *checked(*lines_of_chain(equation), stated)]
 
 
-def checked_result(expression: str, stated: str) -> str:
-    """What an expression comes to, if that is what is stated. Raises CannotSpell."""
-    steps, result = spell_chain(expression)
+def checked(steps: list[str], result: str, stated: str) -> list[str]:
+    """The steps to a result, and from it to what is stated. Raises CannotSpell where it is another number."""
     if not steps:
         raise CannotSpell("nothing to calculate")
     if value(result) != value(stated):
         raise CannotSpell("another result in the source")
-    return result
+    return steps + restate(result, stated)
 
 
 def worked_conversation(messages: list[dict], counts: Counter) -> list[dict]:
