@@ -79,7 +79,7 @@ def add_flag(parser: argparse.ArgumentParser, f, default) -> None:
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Run a script's `main` and exit. A UserError, an OSError or a card's full memory ends it with a message and
+    """Run a script's `main` and exit. A UserError, OSError or a card's full memory ends it with a message and
     code 2, a reader that has gone, such as `head`, without a word.
 
     Any other exception is a bug of ours, and keeps its traceback.
