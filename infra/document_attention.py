@@ -3,7 +3,7 @@
 Under a mask a row costs the square of its length, whatever the mask hides: of five documents of 200 tokens
 four fifths. It is an operator of its own, which torch.compile leaves whole, and has a derivative of its own,
 since autograd would fill a tensor of the whole batch for each document. bfloat16 is calculated in float32: on
-an AMD EPYC processor (Zen 4) the kernel's backward pass over 70 positions takes 0.16 ms so, and 0.88 ms else.
+an AMD EPYC (Zen 4) the kernel's backward pass over 70 positions then takes 0.16 ms instead of 0.88 ms.
 
 Shapes: q, k, v and the output (B, H, T, D), document_ids (B, T), the softmaxes' log_sums (B, H, T).
 """
@@ -18,10 +18,7 @@ BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def document_attention(q, k, v, document_ids) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v over the keys at or before a query that have its document's number.
-
-    The positions of a document stand together.
-    """
+    """softmax(q k^T / sqrt(D)) v over the keys up to a query in its document, which lies in one piece."""
     return attend(q, k, v, document_ids)[0]
 
 
@@ -40,14 +37,10 @@ def empty(q: Tensor) -> tuple[Tensor, Tensor]:
     return q.new_empty(B, T, H, D).transpose(1, 2), log_sums
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 @torch.library.custom_op("weakwater::document_attention", mutates_args=())
 def attend(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor) -> tuple[Tensor, Tensor]:
     output, log_sums = empty(q)
-    q, k, v = (at_least_float32(tensor) for tensor in (q, k, v))
+    q, k, v = (tensor.to(log_sums.dtype) for tensor in (q, k, v))
     for document in documents(document_ids):
         output[document], log_sums[document] = ATTEND(q[document], k[document], v[document], is_causal=True)
     return output, log_sums
@@ -58,7 +51,7 @@ def attend_backward(
     gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, output: Tensor, log_sums: Tensor, document_ids: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = tuple(empty(tensor)[0] for tensor in (q, k, v))
-    tensors = [at_least_float32(tensor) for tensor in (gradient, q, k, v, output, log_sums)]
+    tensors = [tensor.to(log_sums.dtype) for tensor in (gradient, q, k, v, output, log_sums)]
     for document in documents(document_ids):
         parts = (tensor[document] for tensor in tensors)
         for whole, part in zip(gradients, BACKWARD(*parts, dropout_p=0.0, is_causal=True)):
