@@ -199,7 +199,7 @@ def test_the_gradient_is_that_of_policy_gradient(rows, tmp_path):
 
 def test_what_is_rewarded_becomes_likelier(rows, tmp_path):
     """Here a reply is rewarded for a digit in it."""
-    rates = {"epochs": 30, "max_steps": 30, "learning_rate": 3e-2, "min_lr_ratio": 1.0}
+    rates = {"epochs": 30, "max_steps": 30, "learning_rate": 1e-2, "min_lr_ratio": 1.0}
     config = grpo_run(tmp_path / "run", batch_size=8, eval_every=10, **rates)
     model = tiny_model()
     sampled = SampledRows(model, rows, config, reward=has_digit)
