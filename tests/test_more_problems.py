@@ -117,7 +117,7 @@ def test_the_file_holds_all_and_is_the_same_for_the_same_seed(tmp_path, capsys):
     assert texts[0] == texts[1] != texts[2]
     assert (
         "47 conversations: 5 as they are, 1 in words, 3 variants, 7 equations, 5 reversed, "
-        "6 long calculations, 20 drills" in capsys.readouterr().out
+        "1 long calculations, 5 long equations, 20 drills" in capsys.readouterr().out
     )
     lines = texts[0].splitlines()
     assert set((tmp_path / "worked.jsonl").read_text(encoding="utf-8").splitlines()) <= set(lines)
@@ -125,7 +125,7 @@ def test_the_file_holds_all_and_is_the_same_for_the_same_seed(tmp_path, capsys):
     alone = [turns for turns in read_conversations(out) if turns[0]["content"].endswith(EQUATION_ALONE)]
     questions = [turns[0]["content"].removesuffix(EQUATION_ALONE) for turns in alone]
     wordings = {re.sub(r"[\d./%()]", "", question) for question in questions if "，" in question}
-    assert len(alone) == 18 and len(wordings) == 2 * len(PROBLEMS)  # of each, and of each reversed
+    assert len(alone) == 17 and len(wordings) == 2 * len(PROBLEMS)  # of each, and of each reversed
     assert all(value(spell_chain(turns[1]["content"])[1]) > 0 for turns in alone)
     main([*flags.split(), "--words", "0"])
     assert "40 conversations: 5 as they are, 0 in words" in capsys.readouterr().out
@@ -218,6 +218,8 @@ def test_a_long_calculation_asks_for_what_it_answers():
         assert not re.search(r"\(\d+÷\d+\)", problem.equation)  # asked as (3/4), it would be the fraction
     assert len(set(found)) > 190 and len({re.sub(r"[\d.]+", "", equation) for equation in found}) > 50
     assert long_calculation(["3÷0"], rng) is None
+    short = [spell_chain(long_calculation(equations, rng, most=60).equation)[0] for _ in range(50)]
+    assert max(sum(map(len, steps)) for steps in short) <= 60
 
 
 def test_no_long_calculation_is_worded_like_a_held_out_problem():

@@ -6,6 +6,7 @@ many numbers. No wording is a held-out one, but some of those ask for calculatio
 
 import random
 import re
+from math import inf
 
 from tools.exact_numbers import CannotSpell, value
 from tools.expressions import TOKEN, spell_chain
@@ -19,9 +20,9 @@ TRIES = 300  # draws of equations and numbers for one calculation
 ASKED = ("{}=", "{}=。", "{}=多少？", "算一算：{}=", "脱式计算：{}。", "计算{}的值。")
 
 
-def long_calculation(equations: list[str], rng: random.Random) -> Problem | None:
-    """Up to three of the equations joined, with other numbers: at least two steps, and a result above 0. None
-    where TRIES draws found none."""
+def long_calculation(equations: list[str], rng: random.Random, most: float = inf) -> Problem | None:
+    """Up to three of the equations joined, with other numbers: at least two steps, of at most `most` letters,
+    and a result above 0. None where TRIES draws found none."""
     for _ in range(TRIES):
         chosen = rng.choices(equations, k=rng.choice(EQUATIONS_JOINED))
         expression, *others = (with_other_numbers(equation, rng) for equation in chosen)
@@ -32,8 +33,9 @@ def long_calculation(equations: list[str], rng: random.Random) -> Problem | None
         except CannotSpell:
             continue
         is_clear = not re.search(r"\(\d+÷\d+\)", expression)  # asked as (3/4), it would be the fraction
+        is_short = len(expression) <= LONGEST and sum(map(len, steps)) <= most
         is_positive = not result.startswith("-") and value(result) > 0
-        if len(steps) > 1 and len(expression) <= LONGEST and is_clear and is_positive:
+        if len(steps) > 1 and is_short and is_clear and is_positive:
             return Problem(rng.choice(ASKED).format(as_asked(expression)), expression, result)
     return None
 

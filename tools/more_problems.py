@@ -2,7 +2,7 @@
 
 More problems from the worked ones of tools/worked_r1.py: the problems as they are; variants of each, its
 numbers exchanged in question, equation and steps alike, some asked for their equation alone, and some of
-these reversed (tools/reversed_problems.py); long calculations, asked for in the same way
+these reversed (tools/reversed_problems.py); long calculations, asked for in the same ways
 (tools/long_calculations.py); drills, single calculations of the kinds and lengths that the problems need; and
 the other conversations, which are in words. Shuffled, and by a seed the same.
 
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from infra.questions import read_conversations
 from tools.long_calculations import long_calculation
 from tools.problems import Problem, equation_alone, read_problem, worked
 from tools.reversed_problems import reversed_problem
-from tools.variants import calculations, drill, variant
+from tools.variants import MOST_CHARACTERS, calculations, drill, variant
 from tools.worked_r1 import write_conversations
 
 ENOUGH_FOR_CORES = 2000  # to be made: fewer are sooner made by one
@@ -41,7 +42,7 @@ class Amounts(Flags):
     variants: int = flag(4, "of each word problem, at most", least=0)
     equations: float = flag(0.5, "share of the variants without their calculations", least=0, most=1)
     reversed: float = flag(0.0, "share of these that are reversed, if they can be", least=0, most=1)
-    long_calculations: int = flag(0, "calculations of several numbers, without their steps", least=0)
+    long_calculations: int = flag(0, "calculations of several numbers, the same share alone", least=0)
     drills: int = flag(40_000, "single calculations", least=0)
     words: float = flag(1.0, "share of the conversations without an equation", least=0, most=1)
     seed: int = flag(42, "of all random draws", least=0)
@@ -63,14 +64,16 @@ def more_problems(given: list, amounts: Amounts) -> tuple[list, dict[str, int]]:
     drilled = [(rng.random(), rng.choice(kinds)) for _ in range(amounts.drills if kinds else 0)]
     long = [rng.random() for _ in range(amounts.long_calculations if problems else 0)]
     alone = round(len(wanted) * amounts.equations)  # the first of each problem's variants
-    turned = round(alone * amounts.reversed)
+    turned, long_alone = round(alone * amounts.reversed), round(len(long) * amounts.equations)
+    equations = [problem.equation for problem in problems]
     found = {
         "as they are": [turns for turns, problem in pairs if problem],
         "in words": rng.sample(in_words, round(len(in_words) * amounts.words)),
         "variants": made(partial(new_problem, worked), wanted[alone:]),
         "equations": made(partial(new_problem, equation_alone), wanted[turned:alone]),
         "reversed": made(new_reversed, wanted[:turned]),
-        "long calculations": made(partial(new_long, [problem.equation for problem in problems]), long),
+        "long calculations": made(partial(new_long, worked, MOST_CHARACTERS, equations), long[long_alone:]),
+        "long equations": made(partial(new_long, equation_alone, inf, equations), long[:long_alone]),
         "drills": made(new_drill, drilled),
     }
     conversations = [turns for some in found.values() for turns in some]
@@ -109,9 +112,9 @@ def new_reversed(wanted: tuple[float, Problem]) -> list[dict] | None:
     return varied and equation_alone(reversed_problem(varied, rng) or varied)
 
 
-def new_long(equations: list[str], wanted: float) -> list[dict] | None:
-    found = long_calculation(equations, random.Random(wanted))
-    return found and equation_alone(found)
+def new_long(told: Callable, most: float, equations: list[str], wanted: float) -> list[dict] | None:
+    found = long_calculation(equations, random.Random(wanted), most)
+    return found and told(found)
 
 
 def new_drill(wanted: tuple[float, tuple[str, str, str]]) -> list[dict] | None:
