@@ -21,8 +21,8 @@ ASKED = ("{}=", "{}=。", "{}=多少？", "算一算：{}=", "脱式计算：{}�
 
 
 def long_calculation(equations: list[str], rng: random.Random, most: float = inf) -> Problem | None:
-    """Up to three of the equations joined, with other numbers: at least two steps, of at most `most` letters,
-    and a result above 0. None where TRIES draws found none."""
+    """Up to three of the equations joined, with other numbers: at least two steps, in `most` characters or
+    fewer, and a result above 0. None where TRIES draws found none."""
     for _ in range(TRIES):
         chosen = rng.choices(equations, k=rng.choice(EQUATIONS_JOINED))
         expression, *others = (with_other_numbers(equation, rng) for equation in chosen)

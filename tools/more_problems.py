@@ -2,7 +2,7 @@
 
 More problems from the worked ones of tools/worked_r1.py: the problems as they are; variants of each, its
 numbers exchanged in question, equation and steps alike, some asked for their equation alone, and some of
-these reversed (tools/reversed_problems.py); long calculations, asked for in the same ways
+these reversed (tools/reversed_problems.py); long calculations, some asked for their equation alone too
 (tools/long_calculations.py); drills, single calculations of the kinds and lengths that the problems need; and
 the other conversations, which are in words. Shuffled, and by a seed the same.
 
@@ -40,9 +40,9 @@ class Amounts(Flags):
     """How many conversations of which kind."""
 
     variants: int = flag(4, "of each word problem, at most", least=0)
-    equations: float = flag(0.5, "share of the variants without their calculations", least=0, most=1)
+    equations: float = flag(0.5, "share of variants and long calculations without steps", least=0, most=1)
     reversed: float = flag(0.0, "share of these that are reversed, if they can be", least=0, most=1)
-    long_calculations: int = flag(0, "calculations of several numbers, the same share alone", least=0)
+    long_calculations: int = flag(0, "calculations of several numbers", least=0)
     drills: int = flag(40_000, "single calculations", least=0)
     words: float = flag(1.0, "share of the conversations without an equation", least=0, most=1)
     seed: int = flag(42, "of all random draws", least=0)
