@@ -65,8 +65,8 @@ def stream(
 
     prompts: B lists of ids; shared: a dict that calls with the same weights share, for `decoding_of`;
     generator: of the draws (default: one that begins at the seed). A reply that has ended goes on with end
-    tokens; once half of the replies have ended, they leave the batch. Raises UserError for a prompt that
-    leaves no room.
+    tokens; once a quarter of the batch has ended, it leaves. Raises UserError for a prompt that leaves no
+    room.
     """
     config, device = model.config, model.lm_head.weight.device
     longest, context = max(map(len, prompts)), config.max_position_embeddings
@@ -99,11 +99,11 @@ def stream(
         unfinished = sum(id != end for id in ids)
         if position + 1 == length or not unfinished:
             return
-        if unfinished <= len(active) / 2:
+        if unfinished <= 3 / 4 * len(active):
             kept = (~ended).nonzero()[:, 0]
             next_ids, ended, seen = next_ids[kept], ended[kept], seen[kept]
             active = [active[place] for place in kept.tolist()]
-            decode.keep(kept)
+            cache.keep(kept)
         logits = decode(next_ids[:, None])
 
 

@@ -32,8 +32,8 @@ def decoding_of(model, cache, shared: dict):
 
 def sequences_together(model, are_sampled: bool) -> int:
     """How many sequences to decode at a time. On a card they share a third of its free memory, filled to the
-    model's context: a cache is copied where sequences leave it. Sampled ones are as many anywhere: they share
-    one generator, and what a seed draws must not depend on the memory that is free."""
+    model's context. Sampled ones are as many anywhere: they share one generator, and what a seed draws must
+    not depend on the memory that is free."""
     config, weight = model.config, model.lm_head.weight
     if are_sampled or weight.device.type != "cuda":
         return TOGETHER
@@ -47,10 +47,6 @@ class Decoding:
 
     def __init__(self, model, cache):
         self.model, self.cache = model, cache
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Go on with these sequences alone, by their numbers."""
-        self.cache = self.cache.select(rows)
 
     def __call__(self, ids: torch.Tensor) -> torch.Tensor:
         return self.model(ids, cache=self.cache, last_only=True)[:, -1]

@@ -1,7 +1,5 @@
 """Keys and values of the positions that a model has seen, so that each token is computed once."""
 
-from copy import copy
-
 import torch
 
 from Config import LLMConfig
@@ -40,11 +38,11 @@ class KVCache:
         same = is_real[:, self.used :, None] == is_real[:, None, :]  # (B, T, S)
         return (same & causal)[:, None]
 
-    def select(self, rows) -> "KVCache":
-        """The cache of some of the sequences, by their numbers (B')."""
-        chosen = copy(self)
-        chosen.keys, chosen.values = (
-            [tensor[rows] for tensor in tensors] for tensors in (self.keys, self.values)
-        )
-        chosen.padding = None if self.padding is None else self.padding[rows]
-        return chosen
+    def keep(self, rows) -> None:
+        """Go on with some of the sequences alone, by their numbers (B'), in the memory that there is."""
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):
+                kept = tensor[rows, :, : self.used]
+                tensors[layer] = tensor[: len(rows)]
+                tensors[layer][:, :, : self.used] = kept
+        self.padding = None if self.padding is None else self.padding[rows]

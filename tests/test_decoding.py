@@ -76,7 +76,7 @@ def test_sequences_that_stay_get_the_logits_that_they_got_among_the_others():
     padding = torch.tensor([4, 0, 2])
     decode, whole = CPUDecoding(model, started(model, ids, padding), {}), started(model, ids, padding)
     decode(ids[:, PROMPT : PROMPT + 1])
-    decode.keep(chosen)
+    decode.cache.keep(chosen)
     expected = model(ids[:, PROMPT:], cache=whole)[chosen]
     for position in range(PROMPT + 1, T):
         logits = decode(ids[chosen, position : position + 1])
@@ -158,16 +158,18 @@ def batch_sizes(model, prompts, limit):
     return replies, sizes[1:]  # the first call reads the prompts
 
 
-def test_replies_that_have_ended_leave_the_batch_once_they_are_half_of_it():
+def test_replies_that_have_ended_leave_the_batch_once_they_are_a_quarter_of_it():
     model = tiny_model(0)
     with torch.no_grad():
         model.lm_head.weight[2] *= 6  # the end token wins sooner or later
     prompts = [[1, 50 + number] + [60 + 7 * number, 90 + number] * (5 * number % 8) for number in range(8)]
     replies, sizes = batch_sizes(model, prompts, 60)
-    *_, half, fifth, three_quarters, but_one, last = sorted(map(len, replies))
-    assert 0 < half < fifth < three_quarters < but_one < last == 60
-    expected = [8] * half + [4] * (three_quarters - half) + [2] * (but_one - three_quarters)
-    assert sizes == expected + [1] * (59 - but_one)
+    expected, active = [], 8
+    for step in range(1, 60):
+        unfinished = sum(len(reply) >= step for reply in replies)
+        active = unfinished if unfinished <= 0.75 * active else active
+        expected.append(active)
+    assert sizes == expected and len(set(sizes)) == 4
 
 
 @pytest.mark.parametrize(
