@@ -65,8 +65,8 @@ def stream(
 
     prompts: B lists of ids; shared: a dict that calls with the same weights share, for `decoding_of`;
     generator: of the draws (default: one that begins at the seed). A reply that has ended goes on with end
-    tokens; once a quarter of the batch has ended, it leaves. Raises UserError for a prompt that leaves no
-    room.
+    tokens; once a quarter of those in the batch have ended, they leave it. Raises UserError for a prompt
+    that leaves no room.
     """
     config, device = model.config, model.lm_head.weight.device
     longest, context = max(map(len, prompts)), config.max_position_embeddings

@@ -49,7 +49,9 @@ def test_kept_sequences_go_on_as_they_would_with_the_others(padding):
     cache = KVCache(model.config, B, T, "cpu", padding=padding)
     model(ids[:, :9], cache=cache)
     expected = model(ids[:, 9:], cache=deepcopy(cache))[chosen]
+    memory = [tensor.data_ptr() for tensor in cache.keys + cache.values]
     cache.keep(chosen)
+    assert [tensor.data_ptr() for tensor in cache.keys + cache.values] == memory
     torch.testing.assert_close(model(ids[chosen, 9:], cache=cache), expected, rtol=1e-4, atol=1e-5)
 
 
