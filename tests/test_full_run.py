@@ -309,7 +309,7 @@ def parts():
         "GRPO": trained,
         "grade SFT_1024": graded,
         "grade worked": graded,
-        "majority": {"right": [3, 9, 11]},
+        "majority": {"right": [3, 9, 11], "samples_right": 0.0625},
         "changed": {**changed, "seconds": 9.0},
         "grade GRPO": {**graded, "right": [4, 5, 6, 7, 8, 9]},
     }
@@ -325,7 +325,7 @@ def test_tables_tell_what_was_measured(parts):
         "| SFT_1024 | 2 of 40, 5.0% | 1.4% to 16.5% | - | 25.0% | 97.5% | 61 | 50.0% | 3.250 |",
         "| worked | 2 of 40, 5.0% | 1.4% to 16.5% | SFT_1024: +0 -0 (p = 1) | 25.0% | 97.5% | 61 | 50.0%"
         " | 3.250 |",
-        "| worked, majority of 16 | 3 of 40, 7.5% | 2.6% to 19.9% | worked: +2 -1 (p = 1)"
+        "| worked, majority of 16 (6.2% right) | 3 of 40, 7.5% | 2.6% to 19.9% | worked: +2 -1 (p = 1)"
         + 4 * " | -"
         + " | 3.250 |",
         "| GRPO | 6 of 40, 15.0% | 7.1% to 29.1% | worked: +5 -1 (p = 0.22) | 25.0% | 97.5% | 61 | 50.0%"

@@ -98,8 +98,10 @@ def test_each_question_is_put_to_the_vote_of_its_own_replies(tokenizer, monkeypa
 
     monkeypatch.setattr(ladder, "generate", count)
     questions = [([7], reply_of("想", "1")), ([7, 8], reply_of("想", "2")), ([7], reply_of("想", "2"))]
-    assert ladder.majority(None, tokenizer, questions[:2], 8, seed=3) == {"right": [0, 1]}
-    assert ladder.majority(None, tokenizer, questions[1:], 8, seed=3) == {"right": [0]}
+    right = {"right": [0, 1], "samples_right": 1.0}
+    assert ladder.majority(None, tokenizer, questions[:2], 8, seed=3) == right
+    half = {"right": [0], "samples_right": 0.5}
+    assert ladder.majority(None, tokenizer, questions[1:], 8, seed=3) == half
 
 
 def test_changed_problems_are_worked_out_exactly():

@@ -72,7 +72,7 @@ def grade_changed(name: str, config) -> dict:
 
 
 def grade_majority(name: str, config) -> dict:
-    """{"right": numbers of the word problems that a majority of sampled replies gets right}."""
+    """What `majority` finds of the word problems."""
     model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / name), device=config.device))
     conversations = list(read_conversations(config.out_dir / "data/word_problems.jsonl"))
     questions = prompts_of(tokenizer, conversations)

@@ -83,12 +83,17 @@ def kinds_of(expected: str) -> list[str]:
 
 
 def majority(model, tokenizer, questions: list, max_new_tokens: int, seed: int) -> dict:
-    """{"right": numbers of the questions to which most of VOTES sampled replies give the right answer}."""
+    """{"right": numbers of the questions to which most of VOTES sampled replies give the right answer,
+    "samples_right": share of the samples that do}."""
     prompts = [prompt for prompt, _ in questions for _ in range(VOTES)]
     sampling = Sampling(VOTE_TEMPERATURE, max_new_tokens=max_new_tokens, seed=seed)
     replies = [tokenizer.decode(ids) for ids in generate(model, prompts, sampling, shows_progress=True)]
-    judged = judge(elected(replies, VOTES), questions)
-    return {"right": [number for number, verdict in enumerate(judged) if verdict["is_right"]]}
+    voted = judge(elected(replies, VOTES), questions)
+    each = judge(replies, [question for question in questions for _ in range(VOTES)])
+    return {
+        "right": [number for number, verdict in enumerate(voted) if verdict["is_right"]],
+        "samples_right": mean(verdict["is_right"] for verdict in each),
+    }
 
 
 def elected(replies: list[str], votes: int) -> list[str]:
