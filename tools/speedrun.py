@@ -3,9 +3,10 @@
 Train a small model on a fixed number of positions with one thing changed; add its validation loss to a file.
 
     python tools/speedrun.py ... --change all --seeds 1 2        every change in turn, each with two seeds
+    python tools/speedrun.py ... --change "momentum 0.9 + dropout 0.1"               two changes together
     python tools/speedrun.py --table benchmarks/speedrun.jsonl   the results so far as a table, best first
 
-Runs of one seed and shape see the same rows in the same order. All are validated on the same held-out rows.
+Runs of one seed see the same rows in the same order. All are validated on the same held-out rows.
 Changes: tools/speedrun_changes.py; what those that were measured are worth: docs/speedrun.md.
 """
 
@@ -36,7 +37,7 @@ from infra.packing import cut
 from infra.tokenizer import ChatTokenizer
 from model import WeakWater
 from optimizer import update
-from tools.speedrun_changes import CHANGES
+from tools.speedrun_changes import CHANGES, change_named
 
 VALIDATION_ROWS = 96
 RECIPE = TrainConfig(batch_size=8, max_seq_len=512, learning_rate=8e-3, embedding_rate=4.0, epochs=1000)
@@ -57,26 +58,22 @@ class CutRows(PackedRows):
 def train_changed(change, model, cache, config, positions) -> tuple[trainer.Run, list[float]]:
     """(the run, the loss of each step) of the trainer's loop on one process, with places for a change."""
     process = Process(0, 1, pick_device(config.device))
-    per_step = config.batch_size * config.max_seq_len  # the schedule counts steps of this size
-    run, form, seen, losses, begun = None, None, 0, [], 0  # begun: the steps before this pass
+    per_step = config.batch_size * config.max_seq_len
+    run, longest, seen, losses, begun = None, None, 0, [], 0  # begun: the steps before this pass
     mean = AveragedModel(model)
     for block in model.model.layers if change.dropout else []:
         for part in (block.self_attn, block.mlp):
             part.register_forward_hook(lambda it, _, out: dropout(out, change.dropout, it.training))
     while seen < positions:
         progress = seen / positions
-        length, size = change.shape(progress) if change.shape else (config.max_seq_len, config.batch_size)
-        longest = change.longest(progress) if change.longest else length
-        if (length, size, longest) != form:
-            form = length, size, longest
-            rows = CutRows(cache, length, config.seed + begun, longest)
-            shaped = replace(config, max_seq_len=length, batch_size=size)
-            fresh = trainer.prepare(model, rows, shaped, process.device)
-            run = run or replace(fresh, optimizers=change.optimizers(fresh.optimizers, config))
-            run.forward, run.mask = fresh.forward, fresh.mask
-            batches = iter(trainer.load_batches(rows, shaped, process, first_step=len(losses) - begun + 1))
+        if longest != (longest := change.longest(progress) if change.longest else config.max_seq_len):
+            rows = CutRows(cache, config.max_seq_len, config.seed + begun, longest)
+            if run is None:
+                run = trainer.prepare(model, rows, config, process.device)
+                run.optimizers = change.optimizers(run.optimizers, config)
+            batches = iter(trainer.load_batches(rows, config, process, first_step=len(losses) - begun + 1))
         if (batch := next(batches, None)) is None:  # after config.epochs, from which it begins anew
-            begun, form = len(losses), None
+            begun, longest = len(losses), None
             continue
         weight, _ = trainer.step_totals([batch])
         with run.precision.autocast:
@@ -85,7 +82,7 @@ def train_changed(change, model, cache, config, positions) -> tuple[trainer.Run,
         for optimizer in run.optimizers:
             run.precision.scaler.unscale_(optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        seen = min(seen + size * length, positions)
+        seen = min(seen + per_step, positions)
         lr = learning_rate(change, seen / per_step, positions / per_step, config)
         for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
             group["weight_decay"] = bool(group["weight_decay"]) * config.weight_decay * change.decay(progress)
@@ -111,7 +108,7 @@ def learning_rate(change, step, total_steps, config) -> float:
 
 def measure(name, config, positions) -> dict:
     """{change, seed, val_loss, tokens, seconds, ...} of one run."""
-    change, process = CHANGES[name], Process(0, 1, pick_device(config.device))
+    change, process = change_named(name), Process(0, 1, pick_device(config.device))
     config, tokenizer = replace(config, **change.config), ChatTokenizer(config.tokenizer)
     cache, val_cache = (open_tokens(path, tokenizer, "text") for path in (config.data_path, config.val_path))
     torch.manual_seed(config.seed)
@@ -155,7 +152,7 @@ def main(argv=None):
     add("--data_path", default="pretrain.jsonl", help="texts to learn from (default: pretrain.jsonl)")
     add("--val_path", default="pretrain_val.jsonl", help="texts to validate on (default: pretrain_val.jsonl)")
     add("--tokenizer", default="WeakWater_tokenizer", help="its folder (default: WeakWater_tokenizer)")
-    add("--change", nargs="+", default=["baseline"], choices=names, metavar="NAME", help=told)
+    add("--change", nargs="+", default=["baseline"], metavar="NAME", help=told)
     add("--seeds", type=int, nargs="+", default=[1], help="of weights and order (default: 1)")
     add("--tokens", type=int, default=300 * 8 * 512, help="positions trained on (default: 1228800)")
     add("--preset", default="tiny", choices=list(PRESETS), help="the model's shape (default: tiny)")
@@ -166,6 +163,8 @@ def main(argv=None):
     args = vars(parser.parse_args(argv))
     if args["table"]:
         return print(table(args["table"]))
+    if unknown := {part for name in args["change"] for part in name.split(" + ")} - set(names):
+        parser.error(f"--change: {', '.join(sorted(unknown))} is unknown, expected {told}".replace("%%", "%"))
     config = replace(RECIPE, **{name: value for name, value in args.items() if hasattr(RECIPE, name)})
     Path(args["results"]).parent.mkdir(parents=True, exist_ok=True)
     for seed, name in product(args["seeds"], CHANGES if "all" in args["change"] else args["change"]):

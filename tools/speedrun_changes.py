@@ -16,7 +16,6 @@ class Change:
     config: dict = field(default_factory=dict)  # fields of TrainConfig
     optimizers: Callable = lambda ours, config: ours  # our optimizers, TrainConfig -> [optimizer, ...]
     schedule: Callable | None = None  # progress since warm-up -> part of the peak learning rate
-    shape: Callable | None = None  # progress -> (tokens in a row, rows in a batch), at equal positions
     longest: Callable | None = None  # progress -> the longest segment of a text
     decay: Callable = lambda progress: 1.0  # part of the weight decay
     averaged: float = 0.0  # the last part of the steps: the mean of their weights is graded
@@ -44,7 +43,7 @@ def iterations(coefficients):
 CHANGES = {
     "baseline": Change(),
     **{f"AdamW alone, {x}e-3": Change({"learning_rate": x / 1000}, adamw_alone) for x in (2, 4, 8)},
-    **{f"momentum {x}": Change(optimizers=partial(other_muon, momentum=x)) for x in (0.9, 0.98)},
+    "momentum 0.9": Change(optimizers=partial(other_muon, momentum=0.9)),
     **{f"{n} iterations": iterations(NEWTON_SCHULZ[:n]) for n in (3, 4)},
     "cosine to 0": Change({"min_lr_ratio": 0.0}),
     "constant, last 40% linear to 0": Change(schedule=lambda p: min(1.0, (1 - p) / 0.4)),  # arXiv:2404.06395
@@ -53,6 +52,13 @@ CHANGES = {
     "mean of the last 20%": Change(averaged=0.2),
     **{f"dropout {x}": Change(dropout=x) for x in (0.1, 0.2)},
     "packed anew": Change({"epochs": 1}),  # after each pass
-    "batch 4 rows, then 8, then 16": Change(shape=lambda p: (512, 4 * 2 ** ((p >= 1 / 4) + (p >= 2 / 3)))),
+    "half the batch": Change({"batch_size": 4}),
     "pieces of 128, then 512": Change(longest=lambda p: 128 if p < 1 / 2 else 512),
 }
+
+
+def change_named(name: str) -> Change:
+    """One of CHANGES, or several joined by " + ", each of which changes something else."""
+    parts, baseline = [CHANGES[part] for part in name.split(" + ")], vars(CHANGES["baseline"])
+    fields = {key: value for part in parts for key, value in vars(part).items() if value != baseline[key]}
+    return Change(**fields | {"config": {key: value for part in parts for key, value in part.config.items()}})
