@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,16 @@ def test_dropout_ends_with_training(cache, monkeypatch):
     _, model = updates(CHANGES["dropout 0.2"], cache, monkeypatch, steps=1)
     ids = torch.arange(7, 20)[None]
     assert torch.equal(model(ids), model(ids)) and not torch.equal(model(ids), model.train()(ids))
+
+
+def test_dropout_is_not_lost_where_a_compiled_run_was_before(data, tokenizer, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    config = replace(
+        RECIPE, device="cpu", compile=True, preset="tiny", batch_size=2, max_seq_len=64, dtype="fp32",
+        data_path=str(data["pretrain_val"]), val_path=str(data["pretrain_val"]), tokenizer=tokenizer.folder,
+    )  # fmt: skip
+    first, dropped = (speedrun.measure(name, config, 4 * 128) for name in ("baseline", "dropout 0.2"))
+    assert first["compiled"] and dropped["compiled"] and first["val_loss"] != dropped["val_loss"]
 
 
 @pytest.mark.parametrize("shape", [(2, 24, 40), (2, 40, 24)])

@@ -111,6 +111,7 @@ def measure(name, config, positions) -> dict:
     change, process = change_named(name), Process(0, 1, pick_device(config.device))
     config, tokenizer = replace(config, **change.config), ChatTokenizer(config.tokenizer)
     cache, val_cache = (open_tokens(path, tokenizer, "text") for path in (config.data_path, config.val_path))
+    torch.compiler.reset()  # else what was compiled before would be taken, without the hooks of dropout
     torch.manual_seed(config.seed)
     model = WeakWater(LLMConfig.preset(config.preset, vocab_size=len(tokenizer))).to(process.device)
     begin = time.perf_counter()
