@@ -1,4 +1,4 @@
-"""What tools/speedrun.py changes, one thing at a time."""
+"""What tools/speedrun.py changes, one thing at a time or several."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
