@@ -67,8 +67,10 @@ def ladder(parts: dict, chosen: list) -> list[str]:
             if stage.name == "worked" and "majority" in parts:
                 same = {name: row[name] for name in ("questions", "ordinary_loss")}
                 voted = {**same, "right": parts["majority"]["right"]}
-                name = f"worked, majority of {VOTES} ({percent(parts['majority'], 'samples_right')} right)"
-                rows.append(grade_row(name, voted, "worked", parts))
+                right = f"{percent(parts['majority'], 'samples_right')} of them right"
+                rows.append(
+                    grade_row(f"worked, majority of {VOTES} samples, {right}", voted, "worked", parts)
+                )
     if rows and known["word_problems"]:
         right = of_all(known["constant_right"], known["word_problems"])
         rows.append(f"always {known['constant_answer']} | {right}" + 7 * " | -")

@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 from torch.nn.functional import dropout
-from torch.optim.swa_utils import AveragedModel
 
 import trainer
 from Config import DTYPES, PRESETS, LLMConfig, TrainConfig
@@ -59,23 +58,19 @@ def train_changed(change, model, cache, config, positions) -> tuple[trainer.Run,
     """(the run, the loss of each step) of the trainer's loop on one process, with places for a change."""
     process = Process(0, 1, pick_device(config.device))
     per_step = config.batch_size * config.max_seq_len
-    run, longest, seen, losses, begun = None, None, 0, [], 0  # begun: the steps before this pass
-    mean = AveragedModel(model)
+    run, longest, seen, losses = None, None, 0, []
     for block in model.model.layers if change.dropout else []:
         for part in (block.self_attn, block.mlp):
             part.register_forward_hook(lambda it, _, out: dropout(out, change.dropout, it.training))
     while seen < positions:
         progress = seen / positions
         if longest != (longest := change.longest(progress) if change.longest else config.max_seq_len):
-            rows = CutRows(cache, config.max_seq_len, config.seed + begun, longest)
+            rows = CutRows(cache, config.max_seq_len, config.seed, longest)
             if run is None:
                 run = trainer.prepare(model, rows, config, process.device)
                 run.optimizers = change.optimizers(run.optimizers, config)
-            batches = iter(trainer.load_batches(rows, config, process, first_step=len(losses) - begun + 1))
-        if (batch := next(batches, None)) is None:  # after config.epochs, from which it begins anew
-            begun, longest = len(losses), None
-            continue
-        weight, _ = trainer.step_totals([batch])
+            batches = iter(trainer.load_batches(rows, config, process, first_step=len(losses) + 1))
+        weight, _ = trainer.step_totals([batch := next(batches)])
         with run.precision.autocast:
             loss = trainer.summed_loss(run.forward, batch.to(process.device), run.mask) / weight
         run.precision.scaler.scale(loss).backward()
@@ -90,10 +85,6 @@ def train_changed(change, model, cache, config, positions) -> tuple[trainer.Run,
         run.precision.scaler.update()
         model.zero_grad(set_to_none=True)
         losses.append(loss.detach())
-        if seen > (1 - change.averaged) * positions:
-            mean.update_parameters(model)
-    if change.averaged:
-        model.load_state_dict(mean.module.state_dict())
     model.eval()
     return run, [float(loss) for loss in losses]
 
@@ -148,8 +139,8 @@ def table(path) -> str:
 
 def main(argv=None):
     parser = make_parser(__doc__)
-    add, names = parser.add_argument, ["all", *CHANGES]
-    told = f"some of: {'; '.join(names)}".replace("%", "%%")
+    add = parser.add_argument
+    told = f"all, or some of: {'; '.join(CHANGES)}; with + between them, together".replace("%", "%%")
     add("--data_path", default="pretrain.jsonl", help="texts to learn from (default: pretrain.jsonl)")
     add("--val_path", default="pretrain_val.jsonl", help="texts to validate on (default: pretrain_val.jsonl)")
     add("--tokenizer", default="WeakWater_tokenizer", help="its folder (default: WeakWater_tokenizer)")
@@ -164,11 +155,12 @@ def main(argv=None):
     args = vars(parser.parse_args(argv))
     if args["table"]:
         return print(table(args["table"]))
-    if unknown := {part for name in args["change"] for part in name.split(" + ")} - set(names):
-        parser.error(f"--change: {', '.join(sorted(unknown))} is unknown, expected {told}".replace("%%", "%"))
+    chosen = list(CHANGES) if args["change"] == ["all"] else args["change"]
+    for name in chosen:  # before anything is trained
+        change_named(name)
     config = replace(RECIPE, **{name: value for name, value in args.items() if hasattr(RECIPE, name)})
     Path(args["results"]).parent.mkdir(parents=True, exist_ok=True)
-    for seed, name in product(args["seeds"], CHANGES if "all" in args["change"] else args["change"]):
+    for seed, name in product(args["seeds"], chosen):
         line = json.dumps(measure(name, replace(config, seed=seed), args["tokens"]))
         print(line, flush=True)
         with open(args["results"], "a", encoding="utf-8") as file:

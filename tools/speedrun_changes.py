@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from infra.cli import UserError
 from optimizer import NEWTON_SCHULZ, Muon, orthogonalize
 
 
@@ -18,7 +19,6 @@ class Change:
     schedule: Callable | None = None  # progress since warm-up -> part of the peak learning rate
     longest: Callable | None = None  # progress -> the longest segment of a text
     decay: Callable = lambda progress: 1.0  # part of the weight decay
-    averaged: float = 0.0  # the last part of the steps: the mean of their weights is graded
     dropout: float = 0.0  # of what each attention and each MLP adds
 
 
@@ -49,16 +49,22 @@ CHANGES = {
     "constant, last 40% linear to 0": Change(schedule=lambda p: min(1.0, (1 - p) / 0.4)),  # arXiv:2404.06395
     "constant, last 60% linear to 0": Change(schedule=lambda p: min(1.0, (1 - p) / 0.6)),
     **{f"decay {x}, to 0": Change({"weight_decay": x}, decay=lambda p: 1 - p) for x in (0.2, 0.4, 0.8)},
-    "mean of the last 20%": Change(averaged=0.2),
     **{f"dropout {x}": Change(dropout=x) for x in (0.1, 0.2)},
-    "packed anew": Change({"epochs": 1}),  # after each pass
     "half the batch": Change({"batch_size": 4}),
     "pieces of 128, then 512": Change(longest=lambda p: 128 if p < 1 / 2 else 512),
 }
 
 
 def change_named(name: str) -> Change:
-    """One of CHANGES, or several joined by " + ", each of which changes something else."""
-    parts, baseline = [CHANGES[part] for part in name.split(" + ")], vars(CHANGES["baseline"])
-    fields = {key: value for part in parts for key, value in vars(part).items() if value != baseline[key]}
-    return Change(**fields | {"config": {key: value for part in parts for key, value in part.config.items()}})
+    """One of CHANGES, or several joined by " + ". Raises UserError where two of them change the same."""
+    config, fields = {}, {}
+    for part in name.split(" + "):
+        if part not in CHANGES:
+            raise UserError(f"--change {part!r} is unknown, expected all or some of: {'; '.join(CHANGES)}")
+        found = vars(CHANGES[part])
+        new = {key: value for key, value in found.items() if value != vars(CHANGES["baseline"])[key]}
+        new.pop("config", None)
+        if both := {*fields, *config} & {*new, *found["config"]}:
+            raise UserError(f"--change {name!r}: found two changes of {', '.join(both)}, expected one")
+        fields, config = fields | new, config | found["config"]
+    return Change(config, **fields)
