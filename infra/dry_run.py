@@ -23,7 +23,7 @@ from infra.files import existing_folder
 from infra.metrics import read_metrics
 from infra.resume import STATE
 
-STEPS, MOST_SECONDS = 20, 120  # of training that is timed
+STEPS, SECONDS, MOST_SECONDS = 20, 30, 120  # of training that is timed: as many of both, within the last
 SPARE = 0.9  # of the card's memory: the rest is lost between allocations
 
 
@@ -52,7 +52,8 @@ def dry_run(train, model, rows, config, validation=None, probe=None) -> dict:
     fitting, first = find_fitting(train, model, rows, config, validation)
     total_steps = fitting.total_steps(len(rows))  # half of an odd number is less
     largest = largest_batch(model, fitting.batch_size, first.state_bytes)
-    steps = max(2, min(STEPS, int(MOST_SECONDS / first.step_seconds), total_steps - 1))
+    most = min(int(MOST_SECONDS / first.step_seconds), total_steps - 1)
+    steps = max(2, min(max(STEPS, int(SECONDS / first.step_seconds)), most))
     found = rehearse(train, model, rows, fitting, steps + 1, validation, probe)
     validations = math.ceil(total_steps / config.eval_every)
     seconds = total_steps * found.step_seconds + validations * found.validation_seconds + found.other_seconds
@@ -89,9 +90,8 @@ def rehearse(train, model, rows, config, steps: int, validation=None, probe=None
         first_steps = {"max_steps": steps, "warmup_steps": config.warmup(config.total_steps(len(rows)))}
         often = {"log_every": 1, "eval_every": steps, "save_every": steps}
         alone = {"dry_run": False, "resume": False, "use_wandb": False, "out_dir": folder}
-        device, is_as_long = pick_device(config.device), is_long(model, rows, config)
-        alone |= {"compile": wants_compile(config.compile, device, is_as_long)}
-        short = replace(config, **first_steps, **often, **alone)
+        compiled = wants_compile(config.compile, pick_device(config.device), is_long(model, rows, config))
+        short = replace(config, **first_steps, **often, **alone, compile=compiled)
         start = time.perf_counter()
         try:
             with redirect_stdout(io.StringIO()) as told:
@@ -103,12 +103,13 @@ def rehearse(train, model, rows, config, steps: int, validation=None, probe=None
         state = (Path(folder) / STATE).stat().st_size
         total = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
         timed = [line for line in read_metrics(Path(folder) / "metrics.jsonl") if "loss" in line]
-    of_steps = timed[-1]["seconds"] - timed[0]["seconds"]  # the first one makes the optimizer's states
+    early = timed[(len(timed) - 1) // 2]  # a processor that has rested is faster at first
+    of_steps, tokens = (timed[-1][name] - early[name] for name in ("seconds", "tokens"))
     validating = last.get("val_seconds", 0.0)
     return Rehearsal(
         described=told.getvalue().splitlines()[0].rsplit(" | ", 1)[0],  # but for its own steps
-        step_seconds=of_steps / (len(timed) - 1),
-        tokens_per_second=(timed[-1]["tokens"] - timed[0]["tokens"]) / of_steps,
+        step_seconds=of_steps / (timed[-1]["step"] - early["step"]),
+        tokens_per_second=tokens / of_steps,
         validation_seconds=validating,
         other_seconds=seconds - timed[-1]["seconds"] - validating,
         checkpoint_bytes=total - state,

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,17 +18,17 @@ from infra.resume import STATE
 from trainer import learning_rate, train
 
 STEP, VALIDATION, START = 0.02, 0.1, 0.3  # seconds of a clockwork run
-STATE_BYTES, MODEL_BYTES = 5000, 2000
+STATE_BYTES, MODEL_BYTES = 5000, 20000
 
 
-def clockwork(model, rows, config, validation=None, probe=None):
+def clockwork(model, rows, config, validation=None, probe=None, seconds=lambda step: step * STEP):
     """In place of `train`: a run that takes known times and leaves files of known sizes."""
     steps = config.total_steps(len(rows))
     print(f"a clockwork of {steps} steps of {config.rows_per_step} rows")
     time.sleep(START + steps * STEP + (VALIDATION if validation else 0))
     folder = Path(config.out_dir)
     lines = [
-        {"step": step, "loss": 1.0, "seconds": step * STEP, "tokens": step * 100}
+        {"step": step, "loss": 1.0, "seconds": seconds(step), "tokens": step * 100}
         for step in range(1, steps + 1)
     ]
     metrics = "".join(json.dumps(line) + "\n" for line in lines)
@@ -65,6 +66,24 @@ def test_a_long_run_is_timed_compiled_as_it_will_be(epochs, rows, tmp_path):
 def test_speed_is_that_of_the_steps_without_start_and_validation(promised):
     assert promised["step_seconds"] == pytest.approx(STEP)
     assert promised["tokens_per_second"] == pytest.approx(100 / STEP)
+
+
+def test_speed_is_that_of_the_later_half_since_a_processor_at_rest_is_fast_at_first(rows, config):
+    slower = partial(clockwork, seconds=lambda step: STEP * (step / 2 if step <= 11 else step - 5.5))
+    found = rehearse(slower, tiny_model(), rows, replace(config, epochs=30), steps=21)
+    assert found.step_seconds == pytest.approx(STEP)
+
+
+@pytest.mark.parametrize("seconds, steps", [(1.0, 30), (3.0, 20), (10.0, 12)])
+def test_half_a_minute_and_20_steps_are_timed_within_two_minutes(seconds, steps, rows, config):
+    asked = []
+
+    def remember(model, rows, config, *rest):
+        asked.append(config.max_steps)
+        return clockwork(model, rows, config, *rest, seconds=lambda step: step * seconds)
+
+    dry_run(remember, tiny_model(), rows, replace(config, epochs=30, dry_run=True))
+    assert asked[-1] == steps + 1
 
 
 def test_disk_has_room_for_the_checkpoint_and_for_a_new_state_beside_the_old_one(promised):

@@ -190,7 +190,7 @@ def with_script(stage, main):
 
 def test_planned_steps_and_validations_fill_their_share_of_the_time(tmp_path, monkeypatch):
     def rehearsal(argv):
-        assert argv[-2:] == ["--max_steps=5", "--dry_run"]
+        assert argv[-2:] == ["--max_steps=50", "--dry_run"]
         sizes = {"batch_size": 1, "accumulation_steps": 4}  # two rows did not fit
         return {"step_seconds": 0.5, "validation_seconds": 8.0, **sizes}
 

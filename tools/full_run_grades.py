@@ -74,8 +74,7 @@ def grade_changed(name: str, config) -> dict:
 def grade_majority(name: str, config) -> dict:
     """What `majority` finds of the word problems."""
     model, tokenizer = load(EvalConfig(model_dir=str(config.out_dir / name), device=config.device))
-    conversations = list(read_conversations(config.out_dir / "data/word_problems.jsonl"))
-    questions = prompts_of(tokenizer, conversations)
+    questions = prompts_of(tokenizer, list(read_conversations(config.out_dir / "data/word_problems.jsonl")))
     return majority(model, tokenizer, questions, config.max_new_tokens, config.seed)
 
 

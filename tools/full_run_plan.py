@@ -123,7 +123,7 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
     steps = max(2, round(budget / step))
     if config.minutes or pick_device(config.device).type == "cuda":  # whose memory may not hold a micro-batch
         start = time.perf_counter()
-        found = stage.script.main([*command_line(flags), "--max_steps=5", "--dry_run"])
+        found = stage.script.main([*command_line(flags), "--max_steps=50", "--dry_run"])
         flags |= {name: found[name] for name in BATCH}  # halved where they did not fit
         measured = {name: found[name] for name in ("step_seconds", "validation_seconds")}
         # to read, pack and compile, which training will do once more
