@@ -84,7 +84,7 @@ def train(model: WeakWater, rows: PackedRows, config: TrainConfig, validation=No
             is_last = step == total_steps
             if step % config.log_every == 0 or is_last:
                 log.interval(step, lr, float(grad_norm), run.watch.dropped)
-            if step % min(config.log_every, CHECK_EVERY) == 0:  # not each time: it waits for the device
+            if step % min(config.log_every, CHECK_EVERY) == 0 or is_last:  # seldom: it waits for the device
                 run.watch.check(step, loss, grad_norm, config)
             if validation and (step % config.eval_every == 0 or is_last):
                 with log.paused():

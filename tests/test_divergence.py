@@ -165,6 +165,11 @@ def test_run_that_logs_seldom_still_gives_up_within_check_every_steps(rows, conf
         train(tiny_model(), breaking(rows, *range(len(rows))), seldom)
 
 
+def test_run_shorter_than_a_check_apart_is_checked_at_its_end(rows, config):
+    with pytest.raises(Diverged, match="step 10: loss nan.* 10 updates in a row dropped"):
+        train(tiny_model(), breaking(rows, *range(len(rows))), replace(config, log_every=1000))
+
+
 def test_broken_batches_leave_the_checkpoint_of_the_run_before(rows, config):
     good = trained(rows, config, epochs=1)
     with pytest.raises(Diverged, match="keeps the last good checkpoint"):
