@@ -67,14 +67,14 @@ def dry_run(train, model, rows, config, validation=None, probe=None) -> dict:
     print(f"memory  {flags} fits" + (f", and up to about --batch_size {largest}" if largest else ""))
     print(f"disk    {needed / 1e9:.2f} GB for {config.out_dir}, {free / 1e9:.2f} GB are free")
     check_disk(needed, free, config.out_dir)
-    same = fitting == config
     print(
         "Nothing was written. The same command without --dry_run trains"
-        + ("." if same else f", if {flags} is added.")
+        + ("." if fitting == config else f", if {flags} is added.")
     )
     return {
         "hours": seconds / 3600,
         "step_seconds": found.step_seconds,
+        "timed_seconds": steps * found.step_seconds + found.validation_seconds,
         "validation_seconds": found.validation_seconds,
         "tokens_per_second": found.tokens_per_second,
         "largest_batch": largest,

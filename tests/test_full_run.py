@@ -4,6 +4,7 @@ import json
 import lzma
 import re
 import shutil
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -192,7 +193,7 @@ def test_planned_steps_and_validations_fill_their_share_of_the_time(tmp_path, mo
     def rehearsal(argv):
         assert argv[-2:] == ["--max_steps=50", "--dry_run"]
         sizes = {"batch_size": 1, "accumulation_steps": 4}  # two rows did not fit
-        return {"step_seconds": 0.5, "validation_seconds": 8.0, **sizes}
+        return {"step_seconds": 0.5, "timed_seconds": 32.5, "validation_seconds": 8.0, **sizes}
 
     first = with_script(STAGES[0], rehearsal)
     monkeypatch.setattr("tools.full_run_plan.STAGES", [first, *STAGES[1:]])
@@ -213,7 +214,9 @@ def test_planning_measures_a_validation_and_leaves_nothing_behind(data, tokenize
     for name in ("pretrain", "pretrain_val"):
         lines = data[name].read_bytes().splitlines(keepends=True)
         (tmp_path / f"data/{name}.jsonl").write_bytes(b"".join(lines[:60]))
+    start = time.perf_counter()
     found = plan(STAGES[0], planning(tmp_path, minutes=20, step_tokens=512), {"seconds": 30.0})
+    assert found["start_seconds"] + 40 * found["step_seconds"] < time.perf_counter() - start  # 49 were timed
     assert found["steps"] > 2 and found["validation_seconds"] > 0 and found["step_seconds"] > 0
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer", "data"}
 

@@ -127,7 +127,7 @@ def plan(stage: Stage, config: FullRunConfig, parts: dict) -> dict:
         flags |= {name: found[name] for name in BATCH}  # halved where they did not fit
         measured = {name: found[name] for name in ("step_seconds", "validation_seconds")}
         # to read, pack and compile, which training will do once more
-        measured["start_seconds"] = max(0.0, time.perf_counter() - start - found["validation_seconds"])
+        measured["start_seconds"] = max(0.0, time.perf_counter() - start - found["timed_seconds"])
     if config.minutes:
         starting, validating = measured["start_seconds"], measured["validation_seconds"]
         seconds = time_for(stage, parts["seconds"] + starting + validating, config.minutes, config.last)
