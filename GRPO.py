@@ -8,10 +8,10 @@ the one training loop it is the loss weight of the reply's tokens: above 0 the r
 less likely. A group whose rewards are all the same teaches nothing and is left out. Advantages are not
 divided by the group's deviation, nor losses by a reply's length: both favour some questions and lengths over
 others (Liu et al. 2025, arXiv:2503.20783). The loop divides a step's loss by the sum of its |weights|. Each
-reply is used for one update, so the ratio of new to old probabilities, which others clip, is 1.
+reply is used for one update, so the ratio of new to old probabilities, which others clip, is 1 to rounding.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -87,7 +87,7 @@ class SampledRows(torch.utils.data.Dataset):
         replies = generate(self.model, [prompt for prompt, _ in asked], sampling, batch_size=len(asked))
         judged = judge(map(self.cache.tokenizer.decode, replies), asked)
         rewards = np.array([self.reward(verdict) for verdict in judged]).reshape(-1, size)
-        advantages = np.where(teaches(rewards), rewards - rewards.mean(axis=1, keepdims=True), 0.0).ravel()
+        advantages = (rewards - rewards.mean(axis=1, keepdims=True)).ravel()
         segments = [
             segment(prompt, reply, advantage, config.max_new_tokens, self.model.config.eos_token_id)
             for (prompt, _), reply, advantage in zip(asked, replies, advantages)
@@ -130,7 +130,6 @@ def pack_segments(segments: list[tuple], row_length: int) -> list[Batch]:
 def main(argv=None):
     config = parse_args(RECIPE, __doc__, argv)
     start = find_checkpoint([config.init_from], "run distill.py first, or pass --init_from")
-    config = replace(config, init_from=str(start))
     if config.num_workers:
         raise UserError(f"--num_workers ({config.num_workers}) must be 0: the model itself makes the rows")
     model = WeakWater.from_pretrained(start, config.max_seq_len)

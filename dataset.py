@@ -112,7 +112,7 @@ class PackedRows(torch.utils.data.Dataset):
     """Documents packed into rows of `row_length` (T) positions: lengths 6, 5, 3, 2 -> rows of 8: 6 2, 5 3.
 
     A text longer than a row is cut into *segments* that together have each of its labels once. A conversation
-    longer than a row is truncated; `truncated` counts those. Memory: 20 bytes a document, 16 a segment.
+    longer than a row is truncated or left out (`truncated`). Memory: 20 bytes a document, 16 a segment.
     """
 
     def __init__(self, cache: TokenCache, documents: np.ndarray, row_length: int, seed=0, tag_weight=1.0):

@@ -1,7 +1,7 @@
 """Sample tokens from a model, for many prompts at once.
 
 Prompts of different lengths are padded on the left, which the prompt cannot see and RoPE does not notice. At
-temperature 0 each reply is what it would be alone; sampled replies share one random generator.
+temperature 0 each reply is, to rounding, what it would be alone; sampled replies share one random generator.
 """
 
 from collections.abc import Iterator
