@@ -18,7 +18,7 @@ import torch
 
 from Config import TrainConfig
 from dataset import Batch, PackedRows, collate_rows, load_rows, make_row
-from generate import Sampling, generate, sample_replies, score
+from generate import Sampling, example_replies, generate, score
 from infra.checkpoint import find_checkpoint
 from infra.checks import check_run
 from infra.cli import UserError, flag, parse_args, run_script
@@ -140,7 +140,7 @@ def main(argv=None):
 
     def probe(model):
         shares = score(model, tokenizer, probed, config.max_new_tokens)
-        return {**rows.rewards.means(), **shares, **sample_replies(model, validation, config.max_new_tokens)}
+        return {**rows.rewards.means(), **shares, **example_replies(model, validation, config.max_new_tokens)}
 
     return train(model, rows, config, validation, probe)
 

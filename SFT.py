@@ -10,7 +10,7 @@ Phase 2, on longer conversations, starts from phase 1's result:
 
 from Config import TrainConfig
 from dataset import load_rows
-from generate import sample_replies
+from generate import example_replies
 from infra.checkpoint import find_checkpoint
 from infra.checks import check_run
 from infra.cli import parse_args, run_script
@@ -31,7 +31,7 @@ def main(argv=None):
     tokenizer = ChatTokenizer(config.tokenizer or start)
     check_run(config, model, tokenizer)
     rows, validation = load_rows(config, tokenizer, "conversations")
-    return train(model, rows, config, validation, lambda model: sample_replies(model, validation))
+    return train(model, rows, config, validation, lambda model: example_replies(model, validation))
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def render(document: str | list[dict]) -> list[tuple[str | int, int]]:
 def encode_documents(tokenizer: ChatTokenizer, documents: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(ids, loss_mask, lengths), integers: documents of 3 and 5 tokens -> ids (8), loss_mask (8), [3, 5].
 
-    Each part is encoded by itself, so that no token reaches from a prompt into a reply; like parts only once.
+    Each part is encoded by itself, so that no token reaches from a prompt into a reply; equal ones only once.
     """
     rendered = [render(document) for document in documents]
     parts = [part for document in rendered for part in document]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from Config import SFT_FOLDERS, TrainConfig
 from dataset import load_rows
-from generate import sample_replies, score
+from generate import example_replies, score
 from infra.checkpoint import find_checkpoint
 from infra.checks import check_run
 from infra.cli import flag, parse_args, run_script
@@ -18,7 +18,7 @@ from infra.tokenizer import ChatTokenizer
 from model import WeakWater
 from trainer import train
 
-PROBED, SAMPLED = 32, 256  # held-out questions; tokens of a reply that is logged
+PROBED, SHOWN = 32, 256  # held-out questions; tokens of a reply that is logged
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def main(argv=None):
     check_run(config, model, tokenizer)
     rows, validation = load_rows(config, tokenizer, "conversations")
     questions = first_questions(validation, PROBED)
-    probe = lambda model: score(model, tokenizer, questions) | sample_replies(model, validation, SAMPLED)
+    probe = lambda model: score(model, tokenizer, questions) | example_replies(model, validation, SHOWN)
     return train(model, rows, config, validation, probe)
 
 

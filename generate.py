@@ -60,8 +60,8 @@ def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.
 def stream(
     model, prompts: list[list[int]], sampling: Sampling, shared: dict | None = None, generator=None
 ) -> Iterator[list[int]]:
-    """Yield one id for each of B prompts per step, until each reply ends or has `max_new_tokens`, or that to
-    the longest prompt fills the context.
+    """Yield one id for each of B prompts per step, until every reply has ended or has `max_new_tokens`, or
+    the longest prompt and its reply fill the context.
 
     prompts: B lists of ids; shared: a dict that calls with the same weights share, for `decoding_of`;
     generator: of the draws (default: one that begins at the seed). A reply that has ended goes on with end
@@ -144,7 +144,7 @@ def score(model, tokenizer, questions, max_new_tokens=512, shows_progress=False)
     return shares(judged_replies(model, tokenizer, questions, max_new_tokens, shows_progress))
 
 
-def sample_replies(model, rows, max_new_tokens=48) -> dict[str, str]:
+def example_replies(model, rows, max_new_tokens=48) -> dict[str, str]:
     """{"prompt_1", "reply_1", "prompt_2", ...}: greedy replies to the first of PackedRows, for the log."""
     prompts, decode = first_prompts(rows), rows.cache.tokenizer.decode
     replies = generate(model, prompts, Sampling(max_new_tokens=max_new_tokens))

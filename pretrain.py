@@ -7,7 +7,7 @@ import torch
 
 from Config import LLMConfig, TrainConfig
 from dataset import load_rows
-from generate import sample_replies
+from generate import example_replies
 from infra.checks import check_run
 from infra.cli import parse_args, run_script
 from infra.tokenizer import ChatTokenizer
@@ -27,7 +27,7 @@ def main(argv=None):
         model = WeakWater(LLMConfig.preset(config.preset, vocab_size=len(tokenizer)))
     check_run(config, model, tokenizer)
     rows, validation = load_rows(config, tokenizer, "text")
-    return train(model, rows, config, validation, lambda model: sample_replies(model, validation))
+    return train(model, rows, config, validation, lambda model: example_replies(model, validation))
 
 
 if __name__ == "__main__":

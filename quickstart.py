@@ -56,11 +56,11 @@ STAGES = {
     "sft": Stage(SFT, "SFT", "sft", 120, "--learning_rate 4e-3", "pretrain"),
     "distill": Stage(distill, "distill", "r1", 1700, "--learning_rate 6e-3 --min_lr_ratio 0.02", "SFT"),
 }
-SAMPLED = "--batch_size 16 --max_seq_len 1024 --max_new_tokens 200 --learning_rate 1e-4 --eval_every 25"
+REWARD = "--batch_size 16 --max_seq_len 1024 --max_new_tokens 200 --learning_rate 1e-4 --eval_every 25"
 REWARDED = {
     **{name: STAGES[name] for name in ("pretrain", "sft")},
     "half": replace(STAGES["distill"], folder="half", steps=850),
-    "grpo": Stage(GRPO, "GRPO", "r1_new", 75, SAMPLED, "half"),
+    "grpo": Stage(GRPO, "GRPO", "r1_new", 75, REWARD, "half"),
 }
 
 

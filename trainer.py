@@ -187,7 +187,7 @@ def row_numbers(num_rows: int, config: TrainConfig, process: Process, first_step
 @torch.no_grad()
 def evaluate(run: Run, rows: PackedRows, config: TrainConfig, process: Process, most_batches=None) -> dict:
     """{val_loss, val_ppl, val_bpb}: nats per token of the loss, their exponential, bits per byte of text."""
-    is_compiled = run.forward is not run.model  # for this shape, and again for each other one
+    is_compiled = run.forward is not run.model  # for one size: each other one would be compiled again
     size = config.batch_size if is_compiled else min(config.batch_size, len(rows))
     batches = np.split(np.arange(len(rows)), range(size, len(rows), size))[:most_batches]
     token_bytes = torch.from_numpy(rows.cache.tokenizer.token_bytes)
@@ -205,8 +205,8 @@ def evaluate(run: Run, rows: PackedRows, config: TrainConfig, process: Process, 
 
 
 def save(run: Run, log: Log, rows: PackedRows, checked: PackedRows, config: TrainConfig) -> bool:
-    """Write training_state.pt, the Llama checkpoint, the charts and, at the end, report.html; False, and
-    nothing, if it has diverged, as a batch of `checked` tells: the step's loss came before its update.
+    """Write training_state.pt, the Llama checkpoint, the charts and, at the end, report.html. Where the
+    weights have diverged, as the loss of a batch of `checked` tells, nothing, and return False.
     """
     if not evaluate(run, checked, config, log.process, most_batches=1)["val_loss"] < run.watch.worst_loss:
         return False

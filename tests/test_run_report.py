@@ -14,7 +14,7 @@ from conftest import conversation, small_run, tiny_model, write_jsonl
 
 import SFT
 from dataset import PackedRows, open_tokens
-from generate import Sampling, generate, sample_replies
+from generate import Sampling, example_replies, generate
 from infra.charts import histogram, line_chart, smooth, svg, thin
 from infra.cli import parse_args
 from infra.html_page import body_of, element, page
@@ -39,7 +39,7 @@ def metrics_of(config):
 def finished(rows, validation, tmp_path_factory):
     """The config of a run of ten steps with replies at each validation, and its model."""
     config, model = small_run(tmp_path_factory.mktemp("finished") / "run"), tiny_model()
-    train(model, rows, config, validation, partial(sample_replies, rows=validation, max_new_tokens=5))
+    train(model, rows, config, validation, partial(example_replies, rows=validation, max_new_tokens=5))
     return config, model
 
 
@@ -62,7 +62,7 @@ def test_mask_of_the_document_is_that_of_the_cache_token_by_token(finished, sums
 
 def test_replies_are_those_of_plain_generate(validation):
     model, decode = tiny_model(), validation.cache.tokenizer.decode
-    told, replies = sample_replies(model, validation, max_new_tokens=5), []
+    told, replies = example_replies(model, validation, max_new_tokens=5), []
     for number, document in enumerate(validation.documents[:2], 1):
         ids, mask = validation.cache.document(document)
         prompt = ids[: np.flatnonzero(mask)[0]].tolist()
@@ -76,7 +76,7 @@ def test_replies_of_each_validation_are_logged_and_shown(finished, validation):
     config, model = finished
     told, text = [line for line in metrics_of(config) if "val_loss" in line], report_of(config)
     assert [line["step"] for line in told] == [3, 6, 9, 10]
-    assert sample_replies(model, validation, max_new_tokens=5).items() <= told[-1].items()
+    assert example_replies(model, validation, max_new_tokens=5).items() <= told[-1].items()
     for line in told:
         for number in 1, 2:
             assert f"<th>{line['step']}</th>{element('td', line[f'reply_{number}'])}" in text
@@ -91,7 +91,7 @@ def test_replies_are_not_printed_on_the_line(rows, validation, config, capsys):
 def test_texts_are_continued_after_their_first_sixteen_tokens(tokenizer, tmp_path):
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "1"}, {"text": "12" * 30}])
     cache = open_tokens(path, tokenizer, "text")
-    told = sample_replies(tiny_model(), PackedRows(cache, np.arange(2), 64), max_new_tokens=1)
+    told = example_replies(tiny_model(), PackedRows(cache, np.arange(2), 64), max_new_tokens=1)
     assert (told["prompt_1"], told["prompt_2"]) == ("1", "12" * 7 + "1")  # after <s>
 
 
@@ -101,7 +101,7 @@ def test_documents_that_leave_no_room_are_not_asked(tokenizer, tmp_path):
         {"conversations": conversation("短", "好")},
     ]
     cache = open_tokens(write_jsonl(tmp_path / "a.jsonl", documents), tokenizer, "conversations")
-    told = sample_replies(tiny_model(), PackedRows(cache, np.arange(2), 128), max_new_tokens=1)
+    told = example_replies(tiny_model(), PackedRows(cache, np.arange(2), 128), max_new_tokens=1)
     assert set(told) == {"prompt_1", "reply_1"} and "短" in told["prompt_1"]
 
 
@@ -111,7 +111,7 @@ def test_text_of_a_file_becomes_no_markup_and_bad_lines_are_named(tokenizer, tmp
         file.write(HOSTILE + "\n" + json.dumps({"conversations": [{"role": "<b>"}]}))
     cache = open_tokens(path, tokenizer, "conversations", skip_bad_lines=True)
     rows, config = PackedRows(cache, np.arange(3), 128), small_run(tmp_path / "run", max_steps=1)
-    train(tiny_model(), rows, config, rows, partial(sample_replies, rows=rows))
+    train(tiny_model(), rows, config, rows, partial(example_replies, rows=rows))
     text = report_of(config)
     assert "<script" not in text and "<b>" not in text and "\x1b" not in text
     assert "1 not JSON, 1 unknown role" in text
