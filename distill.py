@@ -31,7 +31,7 @@ class DistillConfig(TrainConfig):
 
 RECIPE = DistillConfig(
     stage="distill", data_path="r1_1024.jsonl", out_dir="out/distill",
-    epochs=2, batch_size=28, max_seq_len=1024, learning_rate=3e-3, eval_every=100,
+    epochs=2, batch_size=28, max_seq_len=1024, learning_rate=3e-3, min_lr_ratio=0.02, eval_every=100,
 )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ class Stage:
 STAGES = {
     "pretrain": Stage(pretrain, "pretrain", "pretrain", 600, "--learning_rate 1e-2 --embedding_rate 1"),
     "sft": Stage(SFT, "SFT", "sft", 120, "--learning_rate 4e-3", "pretrain"),
-    "distill": Stage(distill, "distill", "r1", 1700, "--learning_rate 6e-3 --min_lr_ratio 0.02", "SFT"),
+    "distill": Stage(distill, "distill", "r1", 1700, "--learning_rate 6e-3", "SFT"),
 }
 REWARD = "--batch_size 16 --max_seq_len 1024 --max_new_tokens 200 --learning_rate 1e-4 --eval_every 25"
 REWARDED = {
